@@ -1,0 +1,13 @@
+//! Admission as a protocol: which endpoints there are, how a review is read and answered, how a change is said.
+//!
+//! Nothing here decides what is changed and nothing here talks to a cluster: the decision is handed in as a function.
+
+pub mod endpoints;
+pub mod json;
+pub mod manifests;
+pub mod patch;
+pub mod review;
+pub mod service;
+
+pub use endpoints::Endpoint;
+pub use review::{Outcome, Request};

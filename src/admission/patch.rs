@@ -1,0 +1,144 @@
+//! JSON Patch (RFC 6902), written operation by operation: what is meant, parents included, and nothing else.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::json::Node;
+
+/// The operations that make one object right, in order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Patch {
+    operations: Vec<Operation>,
+}
+
+/// One change at one place.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Operation {
+    op: Verb,
+    path: String,
+    value: Value,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verb {
+    Add,
+    Replace,
+}
+
+impl Patch {
+    /// Whether nothing is to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    /// Adds a value at a JSON pointer, or puts it in place of the one that stands there.
+    pub fn add(&mut self, path: impl Into<String>, value: impl Into<Value>) {
+        self.operations.push(Operation { op: Verb::Add, path: path.into(), value: value.into() });
+    }
+
+    /// Puts a value in place of the one that stands at a JSON pointer.
+    pub fn replace(&mut self, path: impl Into<String>, value: impl Into<Value>) {
+        self.operations.push(Operation { op: Verb::Replace, path: path.into(), value: value.into() });
+    }
+
+    /// Makes each entry stand in the map at `path`, which is `existing`; entries that are right stay as they are.
+    pub fn entries(
+        &mut self,
+        path: &str,
+        existing: Option<Node<'_>>,
+        entries: impl IntoIterator<Item = (&'static str, String)>,
+    ) {
+        let Some(map) = existing else {
+            let map: Map<String, Value> =
+                entries.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+            if !map.is_empty() {
+                self.add(path, map);
+            }
+            return;
+        };
+        for (key, value) in entries {
+            let place = format!("{path}/{}", escape(key));
+            match map.get(key).and_then(Node::text) {
+                Some(found) if found == value => {}
+                Some(_) => self.replace(place, value),
+                None => self.add(place, value),
+            }
+        }
+    }
+
+    /// Adds an item at the end of the list at `path`, and the list with it where there is none.
+    pub fn append(&mut self, path: &str, list_exists: bool, item: Value) {
+        if list_exists {
+            self.add(format!("{path}/-"), item);
+        } else {
+            self.add(path, vec![item]);
+        }
+    }
+}
+
+/// For the log: `add /metadata/labels/kubeflow-extension, replace /spec/serviceAccountName`; no values, they may be secret.
+impl fmt::Display for Patch {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Operation { op, path, .. }) in self.operations.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            let verb = match op {
+                Verb::Add => "add",
+                Verb::Replace => "replace",
+            };
+            write!(out, "{comma}{verb} {path}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A key as one step of a JSON pointer (RFC 6901, section 3).
+#[must_use]
+pub fn escape(key: &str) -> Cow<'_, str> {
+    if key.contains(['~', '/']) { Cow::Owned(key.replace('~', "~0").replace('/', "~1")) } else { Cow::Borrowed(key) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::json::Document;
+
+    fn applied(patch: &Patch, object: &Value) -> Value {
+        let mut object = object.clone();
+        let patch: json_patch::Patch = serde_json::from_value(serde_json::to_value(patch).unwrap()).unwrap();
+        json_patch::patch(&mut object, &patch).unwrap();
+        object
+    }
+
+    #[test]
+    fn entries_are_added_replaced_or_left() {
+        let text = r#"{"labels":{"same":"1","other":"2"}}"#;
+        let document: Document<'_> = serde_json::from_str(text).unwrap();
+        let mut patch = Patch::default();
+        let entries = [("same", "1"), ("other", "3"), ("a/b", "4")].map(|(key, value)| (key, value.to_owned()));
+        patch.entries("/labels", document.root().get("labels"), entries);
+        assert_eq!(patch.to_string(), "replace /labels/other, add /labels/a~1b");
+        let expected = serde_json::json!({"labels": {"same": "1", "other": "3", "a/b": "4"}});
+        assert_eq!(applied(&patch, &serde_json::from_str(text).unwrap()), expected);
+    }
+
+    #[test]
+    fn a_missing_map_comes_with_its_entries_in_one_operation() {
+        let mut patch = Patch::default();
+        patch.entries("/labels", None, [("a", "1".to_owned()), ("b", "2".to_owned())]);
+        assert_eq!(applied(&patch, &serde_json::json!({})), serde_json::json!({"labels": {"a": "1", "b": "2"}}));
+    }
+
+    #[test]
+    fn a_missing_list_comes_with_its_first_item() {
+        let mut patch = Patch::default();
+        patch.append("/volumes", false, Value::from("first"));
+        patch.append("/volumes", true, Value::from("second"));
+        assert_eq!(applied(&patch, &serde_json::json!({})), serde_json::json!({"volumes": ["first", "second"]}));
+    }
+}

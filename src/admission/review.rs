@@ -1,0 +1,186 @@
+//! The AdmissionReview of `admission.k8s.io/v1`: bytes to [`Request`], [`Outcome`] to bytes.
+//!
+//! Own types, since the ones that exist answer without the uid or send the patch as a list of numbers
+//! (kube-rs/kube#1781), and the API server calls a webhook that answers without the uid broken.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+
+use super::json::{Document, Node, Unexpected};
+use super::patch::Patch;
+
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
+
+/// The API server cuts warnings at this many bytes (k8s.io/apiserver, `pkg/warning`; "less than 256 characters").
+const LONGEST_WARNING: usize = 255;
+
+/// What the API server asks.
+pub struct Request<'d> {
+    /// Names this request; the answer has to carry it.
+    pub uid: &'d str,
+    /// API group of the object's kind; empty for the core group.
+    pub group: &'d str,
+    /// Version of the object's kind.
+    pub version: &'d str,
+    /// Kind of the object.
+    pub kind: &'d str,
+    /// Namespace that the object is created in. The object's own field may be empty or a lie before it is stored.
+    pub namespace: &'d str,
+    /// Name of the object; empty where the API server is to make one from `generateName`.
+    pub name: &'d str,
+    /// `CREATE`, `UPDATE`, `DELETE` or `CONNECT`.
+    pub operation: &'d str,
+    /// Who asks the API server.
+    pub user: &'d str,
+    /// Whether nothing will be stored.
+    pub dry_run: bool,
+    /// The object as it is to be stored; absent on `DELETE`.
+    pub object: Option<Node<'d>>,
+}
+
+impl<'d> Request<'d> {
+    /// Reads the envelope.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the person who reads the API server's log. The object itself is not judged here.
+    pub fn read(review: &'d Document<'_>) -> Result<Self, String> {
+        let review =
+            review.root().expect("an AdmissionReview", review.root().is_object()).map_err(|error| error.to_string())?;
+        let member = |name| review.string(name).map_err(|error| error.to_string());
+        let (version, kind) = (member("apiVersion")?.unwrap_or_default(), member("kind")?.unwrap_or_default());
+        if version != API_VERSION || kind != KIND {
+            return Err(format!(
+                "expected kind {KIND} of apiVersion {API_VERSION}, found kind {kind:?} of apiVersion {version:?}"
+            ));
+        }
+        Self::envelope(review)
+            .map_err(|error| error.to_string())?
+            .ok_or_else(|| "the review has no request, or one without uid".to_owned())
+    }
+
+    fn envelope(review: Node<'d>) -> Result<Option<Self>, Unexpected> {
+        let Some(request) = review.object("request")? else { return Ok(None) };
+        let Some(uid) = request.string("uid")?.filter(|uid| !uid.is_empty()) else { return Ok(None) };
+        let kind = request.object("kind")?;
+        let of_kind = |name| kind.map_or(Ok(None), |kind| kind.string(name)).map(Option::unwrap_or_default);
+        let user = request.object("userInfo")?.map_or(Ok(None), |user| user.string("username"))?;
+        Ok(Some(Self {
+            uid,
+            group: of_kind("group")?,
+            version: of_kind("version")?,
+            kind: of_kind("kind")?,
+            namespace: request.string("namespace")?.unwrap_or_default(),
+            name: request.string("name")?.unwrap_or_default(),
+            operation: request.string("operation")?.unwrap_or_default(),
+            user: user.unwrap_or_default(),
+            dry_run: request.boolean("dryRun")?,
+            object: request.get("object"),
+        }))
+    }
+
+    /// The object's name, or what it is going to be made from, for people.
+    #[must_use]
+    pub fn display_name(&self) -> Cow<'d, str> {
+        if !self.name.is_empty() {
+            return Cow::Borrowed(self.name);
+        }
+        let generate_name =
+            self.object.and_then(|object| object.at(&["metadata", "generateName"])).and_then(Node::text);
+        generate_name.map_or(Cow::Borrowed(""), |prefix| Cow::Owned(format!("{prefix}*")))
+    }
+}
+
+/// What is to become of an object. A mutating endpoint never refuses one.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// The change; empty for none.
+    pub patch: Patch,
+    /// Why, or why not: one clause for the log.
+    pub reason: Cow<'static, str>,
+    /// What the person who creates the object should know; `kubectl` prints it.
+    pub warnings: Vec<String>,
+}
+
+impl Outcome {
+    /// The object stays as it is.
+    pub fn unchanged(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason: reason.into(), ..Self::default() }
+    }
+
+    /// The object stays as it is, and its owner is told why.
+    #[must_use]
+    pub fn puzzled(reason: impl Into<Cow<'static, str>>, warning: String) -> Self {
+        Self { warnings: vec![warning], ..Self::unchanged(reason) }
+    }
+
+    /// One word for the log and the metrics.
+    #[must_use]
+    pub fn decision(&self) -> &'static str {
+        if self.patch.is_empty() { "unchanged" } else { "patched" }
+    }
+
+    /// The AdmissionReview that answers the request of that uid.
+    ///
+    /// # Errors
+    /// None that plain values can cause; serde's signature allows for them.
+    pub fn answer(&self, uid: &str) -> Result<Vec<u8>, serde_json::Error> {
+        let patch = if self.patch.is_empty() { None } else { Some(STANDARD.encode(serde_json::to_vec(&self.patch)?)) };
+        serde_json::to_vec(&Answer {
+            api_version: API_VERSION,
+            kind: KIND,
+            response: Response {
+                uid,
+                allowed: true,
+                patch_type: patch.as_ref().map(|_| "JSONPatch"),
+                patch,
+                warnings: self.warnings.iter().map(|warning| shortened(warning)).collect(),
+            },
+        })
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer<'a> {
+    api_version: &'a str,
+    kind: &'a str,
+    response: Response<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Cow<'a, str>>,
+}
+
+fn shortened(warning: &str) -> Cow<'_, str> {
+    if warning.len() <= LONGEST_WARNING {
+        return Cow::Borrowed(warning);
+    }
+    let cut = warning.floor_char_boundary(LONGEST_WARNING - '…'.len_utf8());
+    Cow::Owned(format!("{}…", warning.get(..cut).unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_fit_the_api_server() {
+        let warning = "ä".repeat(300);
+        assert!(shortened(&warning).len() <= LONGEST_WARNING);
+        assert!(shortened(&warning).ends_with('…'));
+        assert_eq!(shortened("short"), "short");
+    }
+}

@@ -1,0 +1,167 @@
+//! The command line; its `--help` is the documentation. Doc comments here are what users read.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+
+use crate::cluster::names;
+use crate::{mutate, settings, telemetry};
+
+/// Closes the holes between Kubeflow's tenants and its shared services
+#[derive(Debug, Parser)]
+#[command(name = names::PROJECT, version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve admission webhooks
+    Serve(Serve),
+    /// Show what admission would make of manifests, without a cluster
+    Mutate(Mutate),
+    /// Render the webhook configuration, as in webhooks/mutating.yaml
+    Manifests(Manifests),
+}
+
+/// Every command reads the same file; each takes from it what it knows.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigFile {
+    /// YAML file with settings; its keys are the long names of flags
+    #[arg(long, env = settings::CONFIG.1, value_name = "FILE")]
+    pub config: Option<String>,
+}
+
+/// A part of the server that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Capability {
+    /// Mutating webhooks for pods, jobs and trials.
+    Admission,
+}
+
+/// `tenancy-fixer serve`
+#[derive(Args, Clone, Debug)]
+pub struct Serve {
+    /// Address of the webhooks, HTTPS
+    #[arg(long, env = "TENANCY_FIXER_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
+    pub listen: SocketAddr,
+
+    /// Address for operations, plain HTTP: /livez, /readyz
+    #[arg(long, env = "TENANCY_FIXER_OPS_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    pub ops_listen: SocketAddr,
+
+    /// Serving certificate and its chain, PEM; create-cert.sh makes one
+    #[arg(long, env = "TENANCY_FIXER_TLS_CERT", value_name = "FILE", required = true)]
+    pub tls_cert: PathBuf,
+
+    /// Private key of the serving certificate, PEM
+    #[arg(long, env = "TENANCY_FIXER_TLS_KEY", value_name = "FILE", required = true)]
+    pub tls_key: PathBuf,
+
+    /// Serve these capabilities only
+    #[arg(long, env = "TENANCY_FIXER_ONLY", value_name = "NAMES", value_delimiter = ',', conflicts_with = "without")]
+    pub only: Vec<Capability>,
+
+    /// Serve all capabilities but these
+    #[arg(long, env = "TENANCY_FIXER_WITHOUT", value_name = "NAMES", value_delimiter = ',')]
+    pub without: Vec<Capability>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub logs: telemetry::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigFile,
+}
+
+impl Serve {
+    /// Whether a capability is switched on.
+    #[must_use]
+    pub fn has(&self, capability: Capability) -> bool {
+        if self.only.is_empty() { !self.without.contains(&capability) } else { self.only.contains(&capability) }
+    }
+}
+
+/// `tenancy-fixer mutate`
+#[derive(Args, Clone, Debug)]
+pub struct Mutate {
+    /// File with manifests, YAML or JSON; - for standard input; may be repeated
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    pub files: Vec<String>,
+
+    /// Namespace of objects that do not name theirs
+    #[arg(short, long, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+
+    /// Take jobs and other workloads as owned by a Trial, as Katib's controller would make them
+    #[arg(long)]
+    pub owned_by_trial: bool,
+
+    /// What to print
+    #[arg(short, long, value_name = "FORM", default_value = "yaml")]
+    pub output: Output,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigFile,
+}
+
+/// Form of what `mutate` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// All objects as they would be stored.
+    Yaml,
+    /// What differs.
+    Diff,
+    /// The JSON Patch of each object.
+    Patch,
+}
+
+/// `tenancy-fixer manifests`
+#[derive(Args, Clone, Debug)]
+pub struct Manifests {
+    /// Call this base URL in place of the Service, for a server outside the cluster
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+
+    /// File with the certificates that sign the server's, PEM
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
+
+    /// Namespace of the Service
+    #[arg(short, long, value_name = "NAME", default_value = names::NAMESPACE)]
+    pub namespace: String,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigFile,
+}
+
+impl Cli {
+    /// Parses a command line, the program's name first.
+    ///
+    /// # Errors
+    /// clap's, which know how to print themselves; help and version are among them.
+    pub fn from_arguments(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut matches = settings::matches(Self::command(), arguments)?;
+        Self::from_arg_matches_mut(&mut matches)
+    }
+}

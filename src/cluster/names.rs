@@ -1,0 +1,54 @@
+//! Every name that others rely on: labels, annotations, namespaces, objects. One line each, nothing else.
+
+/// Binary, package, Deployment, Service, webhook configuration, and the value of `app.kubernetes.io/name`.
+pub const PROJECT: &str = "tenancy-fixer";
+/// The namespace that we run in.
+pub const NAMESPACE: &str = "kubeflow-extension";
+/// Secret with `tls.crt`, `tls.key` and `ca.crt`.
+pub const TLS_SECRET: &str = "tenancy-fixer-tls";
+
+/// Tenant label: `true` on what is ours, `false` on what we are to leave alone.
+pub const TENANT_LABEL: &str = "kubeflow-extension";
+/// Prefix of our own annotations, and manager of what we add to lists that are keyed by manager.
+pub const MANAGER: &str = "kubeflow-extension/tenancy-fixer";
+
+/// The namespace of Kubeflow's shared services; what happens there is not a tenant's.
+pub const KUBEFLOW_NAMESPACE: &str = "kubeflow";
+/// Label of a namespace that belongs to a Profile (kubeflow/dashboard, profile-controller).
+pub const PROFILE_NAMESPACE_LABEL: (&str, &str) = ("app.kubernetes.io/part-of", "kubeflow-profile");
+/// The service account of a tenant's namespace that may do what its owner may do (profile-controller).
+pub const TENANT_SERVICE_ACCOUNT: &str = "default-editor";
+
+/// Label of a v1 Notebook's pod (kubeflow/notebooks, notebook-controller).
+pub const NOTEBOOK_LABEL: &str = "notebook-name";
+/// Label of a v2 Workspace's pod (kubeflow/notebooks, workspaces).
+pub const WORKSPACE_LABEL: &str = "notebooks.kubeflow.org/workspace-name";
+/// Label of an InferenceService's pod (KServe), which its own webhook looks after.
+pub const INFERENCE_SERVICE_LABEL: &str = "serving.kserve.io/inferenceservice";
+/// Annotation of a static pod's mirror, which nobody may change (Kubernetes).
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// Label (and deprecated annotation) that decides on sidecar injection (Istio).
+pub const ISTIO_INJECT: &str = "sidecar.istio.io/inject";
+/// Annotation that asks for a native sidecar (Istio 1.24).
+pub const ISTIO_NATIVE_SIDECAR: &str = "sidecar.istio.io/nativeSidecar";
+/// Annotation with a proxy's own ProxyConfig as YAML or JSON (Istio).
+pub const ISTIO_PROXY_CONFIG: &str = "proxy.istio.io/config";
+/// Field of ProxyConfig: containers start once the proxy is ready (Istio 1.7; has no meaning for native sidecars).
+pub const ISTIO_HOLD_APPLICATION: &str = "holdApplicationUntilProxyStarts";
+
+/// Environment variable from which the SDK of Kubeflow Pipelines takes its token's path.
+pub const PIPELINES_TOKEN_VARIABLE: &str = "KF_PIPELINES_SA_TOKEN_PATH";
+/// Folder of that token, as the SDK and the documented PodDefault have it.
+pub const PIPELINES_TOKEN_FOLDER: &str = "/var/run/secrets/kubeflow/pipelines";
+/// File of that token in its folder.
+pub const PIPELINES_TOKEN_FILE: &str = "token";
+/// Volume of that token, as the documented PodDefault has it.
+pub const PIPELINES_TOKEN_VOLUME: &str = "volume-kf-pipeline-token";
+/// Audience of that token (`TOKEN_REVIEW_AUDIENCE` of Pipelines' API server).
+pub const PIPELINES_TOKEN_AUDIENCE: &str = "pipelines.kubeflow.org";
+
+/// API group of Katib and of the legacy training operator.
+pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
+/// Kind of one run of a Katib experiment.
+pub const TRIAL: &str = "Trial";

@@ -1,0 +1,33 @@
+//! tenancy-fixer closes the holes that Kubeflow leaves between its tenants and its shared services.
+//!
+//! # The map
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`app`] | the only file that knows everything: builds the parts and runs them |
+//! | [`cli`] | the commands, and the settings that they share |
+//! | [`settings`] | flags, environment and settings file, in that order |
+//! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
+//! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
+//! | [`offline`] | the same without a cluster, for files |
+//! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
+//! | [`certs`] | the serving certificate |
+//! | [`cluster`] | names and kinds |
+//! | [`telemetry`] | logs, and the last words of a process |
+//! | [`yaml`] | YAML as kubectl reads it |
+//!
+//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs` and
+//! `cluster` know no capability, capabilities do not know one another, and a test holds these arrows
+//! (`tests/suite/arrows.rs`).
+
+pub mod admission;
+pub mod app;
+pub mod certs;
+pub mod cli;
+pub mod cluster;
+pub mod mutate;
+pub mod offline;
+pub mod server;
+pub mod settings;
+pub mod telemetry;
+pub mod yaml;

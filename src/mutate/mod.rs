@@ -1,0 +1,102 @@
+//! What admission makes of an object. Pure: a request and settings in, an [`Outcome`] out; no client, no clock, no state.
+//!
+//! One file for each kind of object (`pod`, `job`, `trial`, `train_job`), `template` for what they share, and one file for
+//! each change (`identity`, `service_account`, `sidecar`).
+//! Everything is idempotent: the API server may call again when another webhook has changed the object.
+
+mod identity;
+mod job;
+mod pod;
+mod service_account;
+mod settings;
+mod sidecar;
+mod template;
+mod train_job;
+mod trial;
+mod view;
+
+pub use identity::Identity;
+pub use settings::{Settings, TrainJobPatches};
+
+use crate::admission::json::{Node, Unexpected};
+use crate::admission::{Endpoint, Outcome, Request};
+use crate::cluster::names;
+
+/// Decides on one request at one endpoint.
+#[must_use]
+pub fn decide(endpoint: Endpoint, request: &Request<'_>, settings: &Settings) -> Outcome {
+    if request.operation != "CREATE" {
+        return Outcome::unchanged(format!("operation {} is not CREATE", request.operation));
+    }
+    if settings.endpoint(request.group, request.kind) != Some(endpoint) {
+        let (kind, group, path) = (request.kind, request.group, endpoint.path());
+        let warning =
+            format!("tenancy-fixer: {path} is not for kind {kind:?} of group {group:?}; check the webhook's rules");
+        return Outcome::puzzled("the endpoint is not for this kind", warning);
+    }
+    let Some(object) = request.object else {
+        return Outcome::puzzled("the review has no object", "tenancy-fixer: request.object is missing".to_owned());
+    };
+    let decided = object.expect("an object", object.is_object()).and_then(|object| match endpoint {
+        Endpoint::PodMutate => pod::decide(object, settings),
+        Endpoint::JobMutate | Endpoint::WorkloadMutate => job::decide(object, request, settings),
+        Endpoint::TrialMutate => trial::decide(object, request, settings),
+    });
+    decided.unwrap_or_else(|unexpected| malformed(&unexpected))
+}
+
+/// The API server will refuse such an object for its own reasons, or its schema knows better than we do: not ours to judge.
+fn malformed(unexpected: &Unexpected) -> Outcome {
+    let text = unexpected.to_string();
+    let field = text.strip_prefix("request.object.").unwrap_or(&text);
+    Outcome::puzzled("the object is malformed", format!("tenancy-fixer left the object as it is: {field}"))
+}
+
+/// What the object's own tenant label says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// `true`: it asks for our changes.
+    In,
+    /// `false`: it wants to be left alone, which wins over everything.
+    Out,
+    /// Nothing that we understand.
+    None,
+}
+
+impl Wish {
+    fn of(metadata: &view::Metadata<'_>) -> Self {
+        match metadata.label(names::TENANT_LABEL) {
+            Some("true") => Self::In,
+            Some("false") => Self::Out,
+            _ => Self::None,
+        }
+    }
+
+    fn opted_out() -> Outcome {
+        Outcome::unchanged("opted out by label kubeflow-extension=false")
+    }
+}
+
+/// A label that is neither `true` nor `false` is a typing error that should not go unseen.
+fn warn_of_odd_wish(metadata: &view::Metadata<'_>, outcome: &mut Outcome) {
+    if let Some(odd) = metadata.label(names::TENANT_LABEL).filter(|value| !matches!(*value, "true" | "false")) {
+        let label = names::TENANT_LABEL;
+        outcome.warnings.push(format!(
+            "tenancy-fixer: label {label} has the value {odd:?}; only \"true\" and \"false\" mean something"
+        ));
+    }
+}
+
+/// Whether an object belongs to a Katib Trial of any version.
+fn owned_by_trial(object: Node<'_>) -> Result<bool, Unexpected> {
+    let Some(owners) = object.object("metadata")?.map_or(Ok(None), |metadata| metadata.list("ownerReferences"))? else {
+        return Ok(false);
+    };
+    for owner in owners.items() {
+        let group = owner.string("apiVersion")?.and_then(|version| version.split_once('/')).map(|(group, _)| group);
+        if group == Some(names::KUBEFLOW_GROUP) && owner.string("kind")? == Some(names::TRIAL) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

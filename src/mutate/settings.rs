@@ -1,0 +1,90 @@
+//! What an installation may decide about mutation. Each setting stands here once: as flag, environment variable and key
+//! of the settings file.
+
+use clap::{Args, ValueEnum};
+
+use super::Identity;
+use crate::admission::Endpoint;
+use crate::cluster::kinds::{Templates, WorkloadKind};
+use crate::cluster::names;
+
+/// Settings of the admission capability.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Mutation")]
+pub struct Settings {
+    /// How a notebook proves to Kubeflow Pipelines who it is
+    #[arg(long, env = "TENANCY_FIXER_IDENTITY", value_name = "MODE", default_value = "header")]
+    pub identity: Identity,
+
+    /// Service account that the pods of tenants' jobs get
+    #[arg(long, env = "TENANCY_FIXER_SERVICE_ACCOUNT", value_name = "NAME", default_value = names::TENANT_SERVICE_ACCOUNT)]
+    pub service_account: String,
+
+    /// Service accounts that are replaced by it; one that is not set is always replaced
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_REPLACED_SERVICE_ACCOUNTS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "default,pipeline-runner"
+    )]
+    pub replaced_service_accounts: Vec<String>,
+
+    /// Ask Istio (1.24 or later) for native sidecars in jobs; Kubernetes 1.29 or later
+    #[arg(long, env = "TENANCY_FIXER_NATIVE_SIDECARS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub native_sidecars: bool,
+
+    /// Containers that are not the tenant's own and get no identity
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_SIDECAR_CONTAINERS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "istio-proxy,linkerd-proxy,vault-agent,metrics-logger-and-collector,metrics-collector"
+    )]
+    pub sidecar_containers: Vec<String>,
+
+    /// Namespace of Kubeflow's shared services, where trials and jobs are left alone
+    #[arg(long, env = "TENANCY_FIXER_KUBEFLOW_NAMESPACE", value_name = "NAME", default_value = names::KUBEFLOW_NAMESPACE)]
+    pub kubeflow_namespace: String,
+
+    /// One more job-like kind, as GROUP/VERSION/KIND/RESOURCE=PATH[,PATH]; may be repeated
+    #[arg(long = "workload", env = "TENANCY_FIXER_WORKLOADS", value_name = "KIND", value_delimiter = ' ')]
+    pub workloads: Vec<WorkloadKind>,
+
+    /// Field of a TrainJob that takes our changes: Kubeflow Trainer 2.2 has runtime-patches, 2.1 pod-template-overrides
+    #[arg(long, env = "TENANCY_FIXER_TRAIN_JOB_PATCHES", value_name = "FIELD", default_value = "runtime-patches")]
+    pub train_job_patches: TrainJobPatches,
+}
+
+/// Where a TrainJob takes changes to its runtime's pod templates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TrainJobPatches {
+    /// `spec.runtimePatches` (Kubeflow Trainer 2.2).
+    RuntimePatches,
+    /// `spec.podTemplateOverrides` (Kubeflow Trainer 2.1).
+    PodTemplateOverrides,
+}
+
+impl Settings {
+    /// The endpoint that objects of a group and kind go to.
+    #[must_use]
+    pub fn endpoint(&self, group: &str, kind: &str) -> Option<Endpoint> {
+        match (group, kind) {
+            ("", "Pod") => Some(Endpoint::PodMutate),
+            ("batch", "Job") => Some(Endpoint::JobMutate),
+            (names::KUBEFLOW_GROUP, names::TRIAL) => Some(Endpoint::TrialMutate),
+            _ => self.workload(group, kind).map(|_| Endpoint::WorkloadMutate),
+        }
+    }
+
+    /// The row of the workload table for a group and kind; an installation's own rows win.
+    pub(super) fn workload(&self, group: &str, kind: &str) -> Option<&WorkloadKind> {
+        self.workloads.iter().chain(WorkloadKind::known()).find(|workload| workload.is(group, kind))
+    }
+
+    /// Whether a kind's pod templates are in a runtime that it refers to.
+    pub(super) fn has_templates_of_runtime(&self, (group, kind): (&str, &str)) -> bool {
+        self.workload(group, kind).is_some_and(|workload| workload.templates == Templates::OfRuntime)
+    }
+}
