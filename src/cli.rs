@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::cluster::names;
+use crate::offline::Output;
 use crate::{mutate, settings, telemetry};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
@@ -118,17 +119,6 @@ pub struct Mutate {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub config: ConfigFile,
-}
-
-/// Form of what `mutate` prints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// All objects as they would be stored.
-    Yaml,
-    /// What differs.
-    Diff,
-    /// The JSON Patch of each object.
-    Patch,
 }
 
 /// `tenancy-fixer manifests`

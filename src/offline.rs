@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 use similar::{ChangeTag, TextDiff};
 
 use crate::admission::json::Document;
 use crate::admission::patch::Patch;
 use crate::admission::{Endpoint, Outcome, Request};
-use crate::cli::Output;
 use crate::cluster::names;
 use crate::{mutate, yaml};
 
@@ -27,6 +27,17 @@ pub struct Assumptions<'a> {
     pub namespace: &'a str,
     /// Whether workloads are a Trial's.
     pub owned_by_trial: bool,
+}
+
+/// Form of what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// All objects as they would be stored.
+    Yaml,
+    /// What differs.
+    Diff,
+    /// The JSON Patch of each object.
+    Patch,
 }
 
 /// What admission said of an object.

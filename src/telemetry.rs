@@ -11,6 +11,7 @@ use tracing::level_filters::LevelFilter;
 /// How we log.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Logs")]
+#[group(skip)]
 pub struct Settings {
     /// One JSON object a line, or text for people
     #[arg(long, env = "TENANCY_FIXER_LOG_FORMAT", value_name = "FORMAT", default_value = "json")]

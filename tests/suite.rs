@@ -2,8 +2,27 @@
 //!
 //! To add a test, put it into the module that its sentence belongs to, or add a module here.
 
+// A test crate has no outside that something could be unreachable from.
+#![allow(unreachable_pub)]
+
+#[path = "suite/arrows.rs"]
+mod arrows;
+#[path = "suite/cluster.rs"]
+mod cluster;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
+#[path = "suite/later_webhook.rs"]
+mod later_webhook;
+#[path = "suite/manifests.rs"]
+mod manifests;
+#[path = "suite/offline.rs"]
+mod offline;
+#[path = "suite/properties.rs"]
+mod properties;
+#[path = "suite/serve.rs"]
+mod serve;
+#[path = "suite/server.rs"]
+mod server;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/wire.rs"]

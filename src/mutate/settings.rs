@@ -11,6 +11,7 @@ use crate::cluster::names;
 /// Settings of the admission capability.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Mutation")]
+#[group(skip)]
 pub struct Settings {
     /// How a notebook proves to Kubeflow Pipelines who it is
     #[arg(long, env = "TENANCY_FIXER_IDENTITY", value_name = "MODE", default_value = "header")]

@@ -1,0 +1,223 @@
+//! A `tenancy-fixer serve` of a test's own: the real binary, a certificate made for it, its log lines.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Longest time that anything here may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A certificate authority and a certificate for loopback addresses, as files.
+#[derive(Clone)]
+pub struct Certificate {
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Certificate {
+    pub fn make(folder: &Path) -> Self {
+        let ca_key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca_certificate = parameters.self_signed(&ca_key).unwrap();
+        let ca = rcgen::Issuer::new(parameters, ca_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &ca).unwrap();
+        let write = |name: &str, text: String| {
+            let file = folder.join(name);
+            std::fs::write(&file, text).unwrap();
+            file
+        };
+        Self {
+            ca: write("ca.crt", ca_certificate.pem()),
+            certificate: write("tls.crt", certificate.pem()),
+            key: write("tls.key", key.serialize_pem()),
+        }
+    }
+}
+
+/// A running server; dropping it kills it.
+pub struct Server {
+    pub process: Child,
+    pub address: SocketAddr,
+    pub operations: SocketAddr,
+    ca: PathBuf,
+    log: Log,
+}
+
+impl Server {
+    /// Starts the binary on free ports and waits until it says that it is ready.
+    pub fn start(certificate: &Certificate, flags: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", certificate, flags)
+    }
+
+    pub fn start_at(listen: &str, certificate: &Certificate, flags: &[&str]) -> Self {
+        let mut process = command(certificate, &["--listen", listen, "--ops-listen", "127.0.0.1:0"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::of(process.stdout.take().unwrap());
+        let ready = log.wait("ready", |line| line["message"] == "ready");
+        let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
+        Self { address: address("listen"), operations: address("ops_listen"), process, ca: certificate.ca.clone(), log }
+    }
+
+    /// Waits for a log line, and gives it back.
+    pub fn wait_for_line(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.log.wait(what, is_it)
+    }
+
+    /// Every log line so far.
+    pub fn lines(&self) -> Vec<Value> {
+        self.log.lines()
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let status = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// The exit code, once there is one.
+    pub fn wait(&mut self) -> i32 {
+        exit_code(&mut self.process)
+    }
+
+    /// Opens a TLS connection that trusts the certificate's authority.
+    pub async fn connect(&self) -> TlsStream<TcpStream> {
+        connect(self.address, &self.ca).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// `tenancy-fixer serve` with a certificate, logging JSON, without a kubeconfig.
+pub fn command(certificate: &Certificate, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+    command
+        .args(["serve", "--only", "admission"])
+        .arg("--tls-cert")
+        .arg(&certificate.certificate)
+        .arg("--tls-key")
+        .arg(&certificate.key);
+    command.args(flags).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
+    command
+}
+
+pub fn exit_code(process: &mut Child) -> i32 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status.code().unwrap_or(-1);
+        }
+        assert!(Instant::now() < deadline, "the process does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub async fn connect(address: SocketAddr, ca: &Path) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let stream = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect(ServerName::from(address.ip()), stream).await
+}
+
+/// One request on a connection of its own.
+pub fn post(server: &Server, path: &str, body: impl Into<Bytes>) -> Response<Bytes> {
+    let body = body.into();
+    block_on(async {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(server.connect().await)).await.unwrap();
+        let driver = tokio::spawn(connection);
+        let request = Request::post(path).header("host", "localhost").header("content-type", "application/json");
+        let response = sender.send_request(request.body(Full::new(body)).unwrap()).await.unwrap();
+        let (head, body) = response.into_parts();
+        let response = Response::from_parts(head, body.collect().await.unwrap().to_bytes());
+        drop(sender);
+        driver.await.unwrap().unwrap();
+        response
+    })
+}
+
+/// One GET on the operations port.
+pub fn get(server: &Server, path: &str) -> (u16, String) {
+    block_on(async {
+        let stream = TcpStream::connect(server.operations).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get(path).header("host", "localhost").body(Full::new(Bytes::new())).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    })
+}
+
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Log lines as they come, and whether more may come.
+struct Log(Arc<(Mutex<Lines>, Condvar)>);
+
+#[derive(Default)]
+struct Lines {
+    lines: Vec<Value>,
+    ended: bool,
+}
+
+impl Log {
+    fn of(output: impl std::io::Read + Send + 'static) -> Self {
+        let log = Arc::new((Mutex::new(Lines::default()), Condvar::new()));
+        let writer = Arc::clone(&log);
+        std::thread::spawn(move || {
+            let change = |change: &dyn Fn(&mut Lines)| {
+                change(&mut writer.0.lock().unwrap());
+                writer.1.notify_all();
+            };
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let parsed: Value = serde_json::from_str(&line)
+                    .unwrap_or_else(|error| panic!("a log line that is no JSON: {error}: {line}"));
+                change(&|lines| lines.lines.push(parsed.clone()));
+            }
+            change(&|lines| lines.ended = true);
+        });
+        Self(log)
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        self.0.0.lock().unwrap().lines.clone()
+    }
+
+    fn wait(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let found = |lines: &Lines| lines.lines.iter().find(|line| is_it(line)).cloned();
+        let go_on = |lines: &mut Lines| found(lines).is_none() && !lines.ended;
+        let (lines, _) = self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), PATIENCE, go_on).unwrap();
+        found(&lines).unwrap_or_else(|| panic!("no log line {what:?} within {PATIENCE:?} among {:#?}", lines.lines))
+    }
+}
