@@ -49,7 +49,7 @@ pub struct Settings {
     #[arg(long, env = "TENANCY_FIXER_KUBEFLOW_NAMESPACE", value_name = "NAME", default_value = names::KUBEFLOW_NAMESPACE)]
     pub kubeflow_namespace: String,
 
-    /// One more job-like kind, as GROUP/VERSION/KIND/RESOURCE=PATH[,PATH]; may be repeated
+    /// One more job-like kind, as GROUP/VERSION/KIND/RESOURCE=PATH,...; may be repeated
     #[arg(long = "workload", env = "TENANCY_FIXER_WORKLOADS", value_name = "KIND", value_delimiter = ' ')]
     pub workloads: Vec<WorkloadKind>,
 

@@ -81,10 +81,16 @@ pub(super) fn edit(
     match (spec, list, ours) {
         (None, ..) => outcome.patch.add(format!("{prefix}/spec"), json!({ field: values })),
         (Some(_), None, _) => outcome.patch.add(place, values),
-        (Some(_), Some(_), None) => values.into_iter().for_each(|value| outcome.patch.append(&place, true, value)),
+        (Some(_), Some(_), None) => {
+            for value in values {
+                outcome.patch.append(&place, true, value);
+            }
+        }
         // A second entry of one manager would be refused, so the one that lacks a job is written anew.
         (Some(_), Some(_), Some(index)) => {
-            values.into_iter().for_each(|value| outcome.patch.replace(format!("{place}/{index}"), value))
+            for value in values {
+                outcome.patch.replace(format!("{place}/{index}"), value);
+            }
         }
     }
     Ok(())

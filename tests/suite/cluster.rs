@@ -329,6 +329,7 @@ fn pods_that_are_none_of_our_business_cost_no_call() {
     let mut mirror = notebook("mirror");
     mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "5d2f"});
     mirror["spec"].as_object_mut().unwrap().remove("serviceAccountName");
+    mirror["spec"]["nodeName"] = json!("node1");
     let plain_job = || json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": job_run_spec()["spec"]});
     let mut opted_out_job = plain_job();
     opted_out_job["metadata"]["labels"] = json!({"kubeflow-extension": "false"});

@@ -87,7 +87,7 @@ fn check(endpoint: Endpoint, folder: &Path) -> Result<(), String> {
     if !again.operations.is_empty() {
         return Err(format!("{name}: a second review changes its own result: {:?}", again.operations));
     }
-    let warnings: String = warnings.iter().map(|warning| format!("{warning}\n")).collect();
+    let warnings = warnings.into_iter().fold(String::new(), |text, warning| text + &warning + "\n");
     golden(
         &folder.join("out.yaml"),
         (after != object).then(|| yaml::to_string(&after).unwrap()),

@@ -23,7 +23,7 @@ pub struct LaterWebhook {
 
 impl LaterWebhook {
     pub fn start(certificate: &Certificate) -> Self {
-        let chain = vec![CertificateDer::from_pem_file(&certificate.certificate).unwrap()];
+        let chain = vec![CertificateDer::from_pem_file(&certificate.chain).unwrap()];
         let key = PrivateKeyDer::from_pem_file(&certificate.key).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config =

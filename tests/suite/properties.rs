@@ -185,7 +185,9 @@ fn bent_object() -> impl Strategy<Value = (Endpoint, Value, Settings)> {
         &[&[], &["--identity=token"], &["--train-job-patches=pod-template-overrides", "--native-sidecars=false"]];
     (select(objects), prop::collection::vec(bend(), 0..6), select(flags)).prop_map(
         |((endpoint, mut object), bends, flags)| {
-            bends.iter().for_each(|bend| apply(bend, &mut object));
+            for bend in &bends {
+                apply(bend, &mut object);
+            }
             (endpoint, object, support::settings(flags))
         },
     )
@@ -226,7 +228,7 @@ proptest! {
         let notebook = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"notebook-name": "a"}}, "spec": {"containers": [{"name": "a"}]}});
         let mut once = wire::answered(Endpoint::PodMutate, &wire::review(&notebook), &settings).object;
         let containers = once["spec"]["containers"].as_array_mut().unwrap();
-        containers.insert(if first { 0 } else { 1 }, json!({"name": name}));
+        containers.insert(usize::from(!first), json!({"name": name}));
         let twice = wire::answered(Endpoint::PodMutate, &wire::review(&once), &settings).object;
         prop_assert_eq!(twice["spec"]["volumes"].as_array().unwrap().len(), 1);
         for container in twice["spec"]["containers"].as_array().unwrap() {

@@ -168,14 +168,14 @@ fn what_keeps_it_from_starting_is_said_and_left_for_the_kubelet() {
     std::fs::write(&termination_log, "").unwrap();
     let log_flag = ["--termination-log", termination_log.to_str().unwrap()];
 
-    let missing = Certificate { certificate: folder.join("nothing.crt"), ..certificate.clone() };
+    let missing = Certificate { chain: folder.join("nothing.crt"), ..certificate.clone() };
     let error = failure(&missing, &log_flag);
     assert!(error.contains("reading the certificate") && error.contains("nothing.crt"), "{error}");
     assert!(std::fs::read_to_string(&termination_log).unwrap().contains("nothing.crt"));
 
     let empty = folder.join("empty.crt");
     std::fs::write(&empty, "no PEM").unwrap();
-    let error = failure(&Certificate { certificate: empty, ..certificate.clone() }, &[]);
+    let error = failure(&Certificate { chain: empty, ..certificate.clone() }, &[]);
     assert!(error.contains("no certificate in") && error.contains("create-cert.sh"), "{error}");
 
     let other = folder.join("other");

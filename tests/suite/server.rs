@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct Certificate {
     pub ca: PathBuf,
-    pub certificate: PathBuf,
+    pub chain: PathBuf,
     pub key: PathBuf,
 }
 
@@ -47,7 +47,7 @@ impl Certificate {
         };
         Self {
             ca: write("ca.crt", ca_certificate.pem()),
-            certificate: write("tls.crt", certificate.pem()),
+            chain: write("tls.crt", certificate.pem()),
             key: write("tls.key", key.serialize_pem()),
         }
     }
@@ -121,7 +121,7 @@ pub fn command(certificate: &Certificate, flags: &[&str]) -> Command {
     command
         .args(["serve", "--only", "admission"])
         .arg("--tls-cert")
-        .arg(&certificate.certificate)
+        .arg(&certificate.chain)
         .arg("--tls-key")
         .arg(&certificate.key);
     command.args(flags).env_remove("KUBECONFIG").env("HOME", "/nonexistent");

@@ -1,0 +1,63 @@
+# Every target may be repeated; nothing that a target starts is left running, but for cluster-up.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := target/venv/bin
+IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## See a real API server create a tenant's objects, each changed by our webhooks
+	tests/demo/run
+
+.PHONY: test
+test: ## Run every test; TEST_CLUSTER=current runs those of a cluster against the kubeconfig's own
+	tests/run
+
+.PHONY: lint
+lint: ## Check formatting, clippy, scripts, manifests, Dockerfile
+	tests/setup
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --quiet
+	$(VENV)/shellcheck $(SCRIPTS)
+	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
+	$(VENV)/hadolint Dockerfile
+	cd tests/cluster && test -z "$$(gofmt -l .)" && go vet .
+
+.PHONY: bench
+bench: ## Measure what one review costs, without the network
+	cargo bench --locked --bench review
+
+.PHONY: cluster-up
+cluster-up: ## Start the test control plane and print its kubeconfig's path
+	tests/cluster/up
+
+.PHONY: cluster-down
+cluster-down: ## End the test control plane
+	tests/cluster/down
+
+.PHONY: image
+image: ## Build the image IMAGE (tenancy-fixer:VERSION)
+	tests/image/build --tag $(IMAGE)
+
+.PHONY: manifests
+manifests: ## Render webhooks/*.yaml from the table of endpoints
+	cargo run --locked --quiet -- manifests > target/mutating.yaml
+	mv target/mutating.yaml webhooks/mutating.yaml
+
+.PHONY: deploy
+deploy: ## Install IMAGE into the kubeconfig's cluster, with a certificate of its own
+	kubectl kustomize k8s-resources/base | sed -E 's|(image:) tenancy-fixer:.*|\1 $(IMAGE)|' | kubectl apply --server-side -f -
+	./create-cert.sh
+	kubectl rollout status deployment/tenancy-fixer -n kubeflow-extension --timeout 120s
+
+.PHONY: undeploy
+undeploy: ## Remove everything of it again, the webhooks first
+	kubectl delete mutatingwebhookconfiguration tenancy-fixer --ignore-not-found
+	kubectl delete -k k8s-resources/base --ignore-not-found
