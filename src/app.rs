@@ -6,20 +6,22 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use anyhow::{Context, ensure};
+use clap::ValueEnum as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
-use crate::admission::{manifests, service};
+use crate::admission::{self, manifests, service};
 use crate::cli::{Capability, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::server::probes::{self, Readiness};
-use crate::{certs, mutate, offline, server, telemetry, yaml};
+use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
 ///
@@ -34,7 +36,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 .enable_all()
                 .build()
                 .context("starting the runtime")?
-                .block_on(serve(settings));
+                .block_on(serve(*settings));
             served.inspect_err(|error| telemetry::last_words(&termination_log, error))
         }
         Command::Mutate(settings) => print(&mutate_files(&settings)?),
@@ -44,47 +46,125 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
 
 /// Serves until the process is told to end.
 async fn serve(settings: Serve) -> anyhow::Result<()> {
-    ensure!(settings.has(Capability::Admission), "every capability is switched off; see --only and --without");
-    info!(version = env!("CARGO_PKG_VERSION"), settings = ?settings, "starting");
+    let capabilities: Vec<_> =
+        Capability::value_variants().iter().filter(|capability| settings.has(**capability)).collect();
+    ensure!(!capabilities.is_empty(), "every capability is switched off; see --only and --without");
+    info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
     let tls = TlsAcceptor::from(certs::server_config(&settings.tls_cert, &settings.tls_key)?);
     let listener = listen("--listen", settings.listen).await?;
     let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
+    let mut registry = Registry::with_prefix("tenancy_fixer");
+    let namespaces = Arc::new(tenancy::State::default());
+    let tenancy = if settings.has(Capability::Tenancy) {
+        Some(tenancy_context(&settings, &namespaces, &mut registry).await?)
+    } else {
+        None
+    };
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
 
     let readiness = Readiness::default();
     readiness.set(true);
-    let stopping = readiness.clone();
-    let until_stop = |mut stop: watch::Receiver<bool>| async move {
-        // An error is the end of the sender, and so of the process.
-        let _ = stop.wait_for(|stop| *stop).await;
+    let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
+    let admission = async {
+        if settings.has(Capability::Admission) {
+            let handler = admission_handler(settings.mutation, namespaces);
+            server::serve(listener, Some(tls), handler, until(&stop)).await;
+        }
     };
-    let admission = server::serve(listener, Some(tls), admission_handler(settings.mutation), until_stop(stop.clone()));
-    let operations = server::serve(ops_listener, None, operations_handler(readiness), until_stop(stop.clone()));
+    let controller = async {
+        if let Some(context) = tenancy {
+            tenancy::run(context, until(&stop)).await;
+        }
+    };
     let announce = async {
-        until_stop(stop.clone()).await;
-        stopping.set(false);
+        until(&stop).await;
+        readiness.set(false);
         info!("stopping");
     };
-    tokio::join!(admission, operations, announce);
+    tokio::join!(operations, admission, controller, announce);
     info!("stopped");
     Ok(())
 }
 
-fn admission_handler(settings: mutate::Settings) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
-    let settings = Arc::new(settings);
+async fn tenancy_context(
+    settings: &Serve,
+    state: &Arc<tenancy::State>,
+    registry: &mut Registry,
+) -> anyhow::Result<tenancy::Context> {
+    let client = client(settings.context.clone())
+        .await
+        .context("the capability tenancy needs a cluster; --only admission does without")?;
+    Ok(tenancy::Context {
+        client,
+        settings: settings.tenancy.clone(),
+        identity: settings.mutation.identity,
+        state: Arc::clone(state),
+        metrics: tenancy::Metrics::register(registry),
+        instance: instance(),
+    })
+}
+
+/// As kubectl finds its cluster; inside of one, by the pod's service account.
+async fn client(context: Option<String>) -> anyhow::Result<kube::Client> {
+    let config = match context {
+        Some(context) => {
+            let options = kube::config::KubeConfigOptions { context: Some(context), ..Default::default() };
+            kube::Config::from_kubeconfig(&options).await?
+        }
+        None => kube::Config::infer().await?,
+    };
+    Ok(kube::Client::try_from(config)?)
+}
+
+/// A name that no other replica has: the pod's, and the process's where several run on one machine.
+fn instance() -> String {
+    let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
+    format!("{}-{}", host.as_deref().unwrap_or("local"), std::process::id())
+}
+
+fn admission_handler(
+    settings: mutate::Settings,
+    namespaces: Arc<tenancy::State>,
+) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
+    let shared = Arc::new((settings, namespaces));
     move |request| {
-        let settings = Arc::clone(&settings);
+        let shared = Arc::clone(&shared);
         Box::pin(async move {
-            service::answer(request, |endpoint, request| mutate::decide(endpoint, request, &settings)).await
+            let (settings, namespaces) = &*shared;
+            let decide = |endpoint, request: &admission::Request<'_>| {
+                mutate::decide(endpoint, request, namespaces.identity(request.namespace), settings)
+            };
+            service::answer(request, decide).await
         })
     }
 }
 
-fn operations_handler(readiness: Readiness) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
+fn operations_handler(
+    readiness: Readiness,
+    registry: Registry,
+) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
+    let registry = Arc::new(registry);
     move |request| {
-        let readiness = readiness.clone();
-        Box::pin(async move { probes::answer(&request, &readiness) })
+        let (readiness, registry) = (readiness.clone(), Arc::clone(&registry));
+        Box::pin(async move {
+            let metrics = || {
+                let mut text = String::new();
+                // Writing to a String does not fail.
+                let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+                text
+            };
+            probes::answer(&request, &readiness, metrics)
+        })
+    }
+}
+
+/// Ends when the process is told to.
+fn until(stop: &watch::Receiver<bool>) -> impl Future<Output = ()> + 'static {
+    let mut stop = stop.clone();
+    async move {
+        // An error is the end of the sender, and so of the process.
+        let _ = stop.wait_for(|stop| *stop).await;
     }
 }
 

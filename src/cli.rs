@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{mutate, settings, telemetry};
+use crate::{mutate, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -22,8 +22,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve admission webhooks
-    Serve(Serve),
+    /// Serve the webhooks and run the controllers
+    Serve(Box<Serve>),
     /// Show what admission would make of manifests, without a cluster
     Mutate(Mutate),
     /// Render the webhook configuration, as in webhooks/mutating.yaml
@@ -43,6 +43,8 @@ pub struct ConfigFile {
 pub enum Capability {
     /// Mutating webhooks for pods, jobs and trials.
     Admission,
+    /// The Istio objects of each profile's namespace.
+    Tenancy,
 }
 
 /// `tenancy-fixer serve`
@@ -52,7 +54,7 @@ pub struct Serve {
     #[arg(long, env = "TENANCY_FIXER_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
     pub listen: SocketAddr,
 
-    /// Address for operations, plain HTTP: /livez, /readyz
+    /// Address for operations, plain HTTP: /livez, /readyz, /metrics
     #[arg(long, env = "TENANCY_FIXER_OPS_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     pub ops_listen: SocketAddr,
 
@@ -72,9 +74,17 @@ pub struct Serve {
     #[arg(long, env = "TENANCY_FIXER_WITHOUT", value_name = "NAMES", value_delimiter = ',')]
     pub without: Vec<Capability>,
 
+    /// Context of the kubeconfig, outside a cluster; KUBECONFIG is used as kubectl does
+    #[arg(long, env = "TENANCY_FIXER_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tenancy: tenancy::Settings,
 
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -9,6 +9,7 @@
 //! | [`settings`] | flags, environment and settings file, in that order |
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
+//! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate |
@@ -30,4 +31,5 @@ pub mod offline;
 pub mod server;
 pub mod settings;
 pub mod telemetry;
+pub mod tenancy;
 pub mod yaml;

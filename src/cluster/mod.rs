@@ -1,4 +1,7 @@
-//! What this project knows of Kubernetes apart from any capability: the names and kinds that it shares with others.
+//! What this project knows of Kubernetes apart from any capability: names and kinds that it shares with others, and the
+//! Lease by which replicas agree on who writes.
 
+pub mod identity;
 pub mod kinds;
+pub mod lease;
 pub mod names;

@@ -28,6 +28,8 @@ pub const INFERENCE_SERVICE_LABEL: &str = "serving.kserve.io/inferenceservice";
 /// Annotation of a static pod's mirror, which nobody may change (Kubernetes).
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
+/// Container of the sidecar (Istio).
+pub const ISTIO_PROXY: &str = "istio-proxy";
 /// Label (and deprecated annotation) that decides on sidecar injection (Istio).
 pub const ISTIO_INJECT: &str = "sidecar.istio.io/inject";
 /// Annotation that asks for a native sidecar (Istio 1.24).
@@ -52,3 +54,28 @@ pub const PIPELINES_TOKEN_AUDIENCE: &str = "pipelines.kubeflow.org";
 pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
 /// Kind of one run of a Katib experiment.
 pub const TRIAL: &str = "Trial";
+/// Kind that gives a user a namespace of its own name.
+pub const PROFILE: &str = "Profile";
+/// Annotation of a profile's namespace: the owner's name as the profile controller wrote it.
+pub const OWNER_ANNOTATION: &str = "owner";
+/// Annotation of a namespace: how its pods prove who they are (`header`, `token`, `auto`), in place of the setting.
+pub const IDENTITY_ANNOTATION: &str = "kubeflow-extension/identity";
+/// Field manager of everything that our controllers apply.
+pub const FIELD_MANAGER: &str = "tenancy-fixer";
+/// Lease that says which replica writes.
+pub const LEASE: &str = "tenancy-fixer";
+
+/// Name of a tenant's ServiceRoleBinding and AuthorizationPolicy in the namespace of Kubeflow.
+pub const BINDING_PREFIX: &str = "bind-ml-pipeline-";
+/// Name of a tenant's EnvoyFilter in its own namespace.
+pub const ENVOY_FILTER: &str = "add-header";
+/// ServiceRole that the bindings refer to (Kubeflow before 1.3).
+pub const PIPELINES_ROLE: &str = "ml-pipeline-services";
+/// Label `app` of the API server of Kubeflow Pipelines.
+pub const PIPELINES_APP: &str = "ml-pipeline";
+/// Label of a namespace or pod in Istio's ambient mode, with the value `ambient`.
+pub const ISTIO_DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// Labels of a namespace whose pods get sidecars: `istio-injection=enabled`, or a revision.
+pub const ISTIO_INJECTION: &str = "istio-injection";
+/// The latter of these.
+pub const ISTIO_REVISION: &str = "istio.io/rev";

@@ -1,12 +1,12 @@
 //! Who a tenant's pod is towards Kubeflow Pipelines.
 
-use clap::ValueEnum;
 use serde_json::json;
 
 use super::Settings;
 use super::view::{Container, PodSpec};
 use crate::admission::Outcome;
 use crate::admission::json::Node;
+use crate::cluster::identity::Identity;
 use crate::cluster::names::{
     PIPELINES_TOKEN_AUDIENCE as AUDIENCE, PIPELINES_TOKEN_FILE as FILE, PIPELINES_TOKEN_FOLDER as FOLDER,
     PIPELINES_TOKEN_VARIABLE as VARIABLE, PIPELINES_TOKEN_VOLUME as VOLUME,
@@ -15,18 +15,10 @@ use crate::cluster::names::{
 /// Lifetime of a token in seconds, as the documented PodDefault has it; the kubelet renews it in time.
 const TOKEN_LIFETIME: u32 = 7200;
 
-/// How a notebook proves who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Identity {
-    /// By the header that the mesh adds for pods with the tenant label.
-    Header,
-    /// By a token of its service account, which Pipelines' SDK finds by itself; works without a mesh.
-    Token,
-}
-
 /// Adds what the mode needs, but nothing that is already there (a PodDefault may have put it).
-pub(super) fn give(spec: &PodSpec<'_>, settings: &Settings, outcome: &mut Outcome) {
-    if settings.identity == Identity::Header {
+/// `auto` looks at the pod itself: where the mesh has not been (yet), a token serves in any case.
+pub(super) fn give(spec: &PodSpec<'_>, identity: Identity, settings: &Settings, outcome: &mut Outcome) {
+    if identity == Identity::Header || (identity == Identity::Auto && spec.has_proxy) {
         return;
     }
     let volume = volume_with_token(spec).map_or_else(|| free_volume_name(spec), |name| (name.to_owned(), true));

@@ -15,16 +15,16 @@ mod train_job;
 mod trial;
 mod view;
 
-pub use identity::Identity;
 pub use settings::{Settings, TrainJobPatches};
 
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::{Endpoint, Outcome, Request};
+use crate::cluster::identity::Identity;
 use crate::cluster::names;
 
-/// Decides on one request at one endpoint.
+/// Decides on one request at one endpoint. `identity` is what the request's namespace says of itself, if anything.
 #[must_use]
-pub fn decide(endpoint: Endpoint, request: &Request<'_>, settings: &Settings) -> Outcome {
+pub fn decide(endpoint: Endpoint, request: &Request<'_>, identity: Option<Identity>, settings: &Settings) -> Outcome {
     if request.operation != "CREATE" {
         return Outcome::unchanged(format!("operation {} is not CREATE", request.operation));
     }
@@ -38,7 +38,7 @@ pub fn decide(endpoint: Endpoint, request: &Request<'_>, settings: &Settings) ->
         return Outcome::puzzled("the review has no object", "tenancy-fixer: request.object is missing".to_owned());
     };
     let decided = object.expect("an object", object.is_object()).and_then(|object| match endpoint {
-        Endpoint::PodMutate => pod::decide(object, settings),
+        Endpoint::PodMutate => pod::decide(object, identity.unwrap_or(settings.identity), settings),
         Endpoint::JobMutate | Endpoint::WorkloadMutate => job::decide(object, request, settings),
         Endpoint::TrialMutate => trial::decide(object, request, settings),
     });

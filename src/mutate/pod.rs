@@ -5,9 +5,10 @@ use super::{Settings, Wish, identity, warn_of_odd_wish};
 use crate::admission::Outcome;
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::patch::Patch;
+use crate::cluster::identity::Identity;
 use crate::cluster::names;
 
-pub(super) fn decide(pod: Node<'_>, settings: &Settings) -> Result<Outcome, Unexpected> {
+pub(super) fn decide(pod: Node<'_>, identity: Identity, settings: &Settings) -> Result<Outcome, Unexpected> {
     let metadata = Metadata::read(pod)?;
     let spec = PodSpec::read(pod)?;
     if Wish::of(&metadata) == Wish::Out {
@@ -18,7 +19,7 @@ pub(super) fn decide(pod: Node<'_>, settings: &Settings) -> Result<Outcome, Unex
     }
     let mut outcome = Outcome { reason: "notebook pod".into(), ..Outcome::default() };
     label(&metadata, &mut outcome.patch);
-    identity::give(&spec, settings, &mut outcome);
+    identity::give(&spec, identity, settings, &mut outcome);
     warn_of_odd_wish(&metadata, &mut outcome);
     Ok(outcome)
 }

@@ -3,8 +3,8 @@
 
 use clap::{Args, ValueEnum};
 
-use super::Identity;
 use crate::admission::Endpoint;
+use crate::cluster::identity::Identity;
 use crate::cluster::kinds::{Templates, WorkloadKind};
 use crate::cluster::names;
 
@@ -13,7 +13,7 @@ use crate::cluster::names;
 #[command(next_help_heading = "Mutation")]
 #[group(skip)]
 pub struct Settings {
-    /// How a notebook proves to Kubeflow Pipelines who it is
+    /// How tenants' pods prove to Kubeflow Pipelines who they are; a namespace's annotation kubeflow-extension/identity wins
     #[arg(long, env = "TENANCY_FIXER_IDENTITY", value_name = "MODE", default_value = "header")]
     pub identity: Identity,
 

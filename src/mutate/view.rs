@@ -1,6 +1,7 @@
 //! The parts of objects that decisions read, with their types checked. Everything else of an object is not looked at.
 
 use crate::admission::json::{Node, Unexpected};
+use crate::cluster::names::ISTIO_PROXY;
 
 /// Labels and annotations of an object or of a pod template.
 #[derive(Clone, Copy)]
@@ -42,6 +43,8 @@ pub(super) struct PodSpec<'d> {
     /// The deprecated alias of the former.
     pub(super) service_account: Option<&'d str>,
     pub(super) host_network: bool,
+    /// Whether Istio has been here: its proxy is among the containers, or a native sidecar.
+    pub(super) has_proxy: bool,
     pub(super) containers: Vec<Container<'d>>,
     pub(super) volumes: Option<Node<'d>>,
 }
@@ -62,17 +65,22 @@ impl<'d> PodSpec<'d> {
                 service_account_name: None,
                 service_account: None,
                 host_network: false,
+                has_proxy: false,
                 containers: Vec::new(),
                 volumes: None,
             });
         };
         let containers =
             spec.list("containers")?.map_or(Ok(Vec::new()), |list| list.items().map(Container::read).collect())?;
+        let native = spec.list("initContainers")?.into_iter().flat_map(Node::items);
+        let native =
+            native.filter_map(|container| container.get("name").and_then(Node::text)).any(|name| name == ISTIO_PROXY);
         Ok(Self {
             exists: true,
             service_account_name: spec.string("serviceAccountName")?.filter(|name| !name.is_empty()),
             service_account: spec.string("serviceAccount")?.filter(|name| !name.is_empty()),
             host_network: spec.boolean("hostNetwork")?,
+            has_proxy: native || containers.iter().any(|container| container.name == ISTIO_PROXY),
             containers,
             volumes: spec.list("volumes")?,
         })

@@ -25,9 +25,13 @@ impl Readiness {
     }
 }
 
-/// Answers one request on the operations port.
+/// Answers one request on the operations port. `metrics` writes the text that Prometheus reads.
 #[must_use]
-pub fn answer<B>(request: &Request<B>, readiness: &Readiness) -> Response<Full<Bytes>> {
+pub fn answer<B>(
+    request: &Request<B>,
+    readiness: &Readiness,
+    metrics: impl FnOnce() -> String,
+) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "send GET\n");
     }
@@ -35,13 +39,21 @@ pub fn answer<B>(request: &Request<B>, readiness: &Readiness) -> Response<Full<B
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" if readiness.is_ready() => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or stopping\n"),
-        _ => text(StatusCode::NOT_FOUND, "here are /livez and /readyz\n"),
+        "/metrics" => of_type(StatusCode::OK, metrics(), METRICS),
+        _ => text(StatusCode::NOT_FOUND, "here are /livez, /readyz and /metrics\n"),
     }
 }
 
+/// OpenMetrics 1.0, as Prometheus asks for it.
+const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(text));
+    of_type(status, text, "text/plain; charset=utf-8")
+}
+
+fn of_type(status: StatusCode, body: impl Into<Bytes>, content_type: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -18,9 +18,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
     ("mutate", &["admission", "cluster", "yaml"]),
+    ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("cli", &["cluster", "mutate", "offline", "settings", "telemetry"]),
+    ("cli", &["cluster", "mutate", "offline", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

@@ -6,7 +6,6 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use serde_json::{Value, json};
@@ -15,10 +14,7 @@ use tenancy_fixer::yaml;
 
 use crate::later_webhook::LaterWebhook;
 use crate::server::{Certificate, Server};
-use crate::support::{self, kubectl, kubectl_with};
-
-/// Longest time that a controller may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::support::{self, kubectl, kubectl_with, wait_for};
 
 /// A tenant's namespace, and one beside it that nobody's webhooks look at.
 struct Scene {
@@ -116,14 +112,6 @@ impl Drop for Scene {
 fn create(object: &Value) -> (Value, String) {
     let (stored, warnings) = kubectl_with(&["create", "-o", "json", "-f", "-"], &object.to_string());
     (serde_json::from_str(&stored).unwrap(), warnings)
-}
-
-fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_there() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Without what differs between any two objects.

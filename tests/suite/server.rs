@@ -65,15 +65,20 @@ pub struct Server {
 impl Server {
     /// Starts the binary on free ports and waits until it says that it is ready.
     pub fn start(certificate: &Certificate, flags: &[&str]) -> Self {
-        Self::start_at("127.0.0.1:0", certificate, flags)
+        Self::start_with(certificate, &["--only", "admission"], flags, &[])
     }
 
-    pub fn start_at(listen: &str, certificate: &Certificate, flags: &[&str]) -> Self {
-        let mut process = command(certificate, &["--listen", listen, "--ops-listen", "127.0.0.1:0"])
-            .args(flags)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+    /// Starts it with capabilities and an environment of the test's own.
+    pub fn start_with(
+        certificate: &Certificate,
+        capabilities: &[&str],
+        flags: &[&str],
+        environment: &[(&str, &Path)],
+    ) -> Self {
+        let mut command = bare_command(certificate);
+        command.args(capabilities).args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]).args(flags);
+        command.envs(environment.iter().copied());
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::of(process.stdout.take().unwrap());
         let ready = log.wait("ready", |line| line["message"] == "ready");
         let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
@@ -109,22 +114,30 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // In order, so that it gives its lease back; a test that stopped it has to have it go on.
+        let _ = Command::new("kill").args(["-CONT", &self.process.id().to_string()]).stderr(Stdio::null()).status();
+        let _ = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).stderr(Stdio::null()).status();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < deadline && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         // It may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// `tenancy-fixer serve` with a certificate, logging JSON, without a kubeconfig.
+/// `tenancy-fixer serve` with admission alone and a certificate, logging JSON, without a kubeconfig.
 pub fn command(certificate: &Certificate, flags: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+    let mut command = bare_command(certificate);
+    command.args(["--only", "admission"]).args(flags);
     command
-        .args(["serve", "--only", "admission"])
-        .arg("--tls-cert")
-        .arg(&certificate.chain)
-        .arg("--tls-key")
-        .arg(&certificate.key);
-    command.args(flags).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
+}
+
+fn bare_command(certificate: &Certificate) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+    command.arg("serve").arg("--tls-cert").arg(&certificate.chain).arg("--tls-key").arg(&certificate.key);
+    command.env_remove("KUBECONFIG").env("HOME", "/nonexistent");
     command
 }
 

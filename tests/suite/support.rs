@@ -4,6 +4,10 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use tenancy_fixer::cli::{Cli, Command as CliCommand};
 use tenancy_fixer::mutate::Settings;
@@ -28,11 +32,15 @@ pub fn try_kubectl(arguments: &[&str]) -> Output {
 
 /// The same with a text on standard input.
 pub fn try_kubectl_with(arguments: &[&str], input: &str) -> Output {
+    run_kubectl(&kubeconfig(), arguments, input)
+}
+
+fn run_kubectl(kubeconfig: &Path, arguments: &[&str], input: &str) -> Output {
     let installed = root().join("target/venv/bin/kubectl");
     let program = if installed.exists() { installed } else { PathBuf::from("kubectl") };
     let mut process = Command::new(program)
         .arg("--kubeconfig")
-        .arg(kubeconfig())
+        .arg(kubeconfig)
         .arg("--cache-dir")
         .arg(root().join("target/test/kubectl-cache"))
         .args(arguments)
@@ -53,7 +61,10 @@ pub fn kubectl(arguments: &[&str]) -> String {
 
 /// The same with a text on standard input; what it says on standard error comes second.
 pub fn kubectl_with(arguments: &[&str], input: &str) -> (String, String) {
-    let output = try_kubectl_with(arguments, input);
+    succeeded(arguments, &try_kubectl_with(arguments, input))
+}
+
+fn succeeded(arguments: &[&str], output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(output.status.success(), "kubectl {arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
     (text(&output.stdout), text(&output.stderr))
@@ -75,4 +86,98 @@ pub fn folder(name: &str) -> PathBuf {
     }
     std::fs::create_dir_all(&folder).expect("target can be written to");
     folder
+}
+
+/// Longest time that a controller may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks until it is so.
+pub fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_there() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A control plane: the one that all tests share, or one of a test's own, which it may break.
+pub struct Cluster {
+    kubeconfig: PathBuf,
+    own: Option<PathBuf>,
+}
+
+impl Cluster {
+    /// The one of `make test`.
+    pub fn shared() -> Self {
+        Self { kubeconfig: kubeconfig(), own: None }
+    }
+
+    /// A fresh one, which ends with its value.
+    pub fn own(name: &str) -> Self {
+        let folder = root().join("target/test-clusters").join(name);
+        let cluster = Self { kubeconfig: folder.join("kubeconfig"), own: Some(folder) };
+        cluster.script("down");
+        cluster.up();
+        cluster
+    }
+
+    /// Starts what of it does not run.
+    pub fn up(&self) {
+        self.script("up");
+    }
+
+    /// Kills its API server, which comes back by [`up`](Self::up) on the same port with the same data.
+    pub fn kill_api_server(&self) {
+        let folder = self.own.as_ref().expect("only a test's own API server may be killed");
+        let pid = std::fs::read_to_string(folder.join("kube-apiserver.pid")).expect("it runs");
+        assert!(Command::new("kill").args(["-9", pid.trim()]).status().expect("kill runs").success());
+    }
+
+    fn script(&self, name: &str) {
+        if let Some(folder) = &self.own {
+            let output =
+                Command::new(root().join("tests/cluster").join(name)).arg(folder).output().expect("the script runs");
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    pub fn audit_log(&self) -> PathBuf {
+        self.kubeconfig.with_file_name("audit.log")
+    }
+
+    pub fn try_kubectl(&self, arguments: &[&str]) -> Output {
+        run_kubectl(&self.kubeconfig, arguments, "")
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.kubectl_with(arguments, "").0
+    }
+
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> (String, String) {
+        succeeded(arguments, &run_kubectl(&self.kubeconfig, arguments, input))
+    }
+
+    /// Creates or changes one object.
+    pub fn apply(&self, object: &Value) {
+        self.kubectl_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &object.to_string());
+    }
+
+    /// One object, if it is there.
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        let text = self.kubectl(&["get", kind, "-n", namespace, name, "-o", "json", "--ignore-not-found"]);
+        (!text.is_empty()).then(|| serde_json::from_str(&text).expect("kubectl writes JSON"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.own {
+            // A test that fails leaves no processes either.
+            let _ = Command::new(root().join("tests/cluster/down")).arg(folder).output();
+        }
+    }
 }

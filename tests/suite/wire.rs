@@ -83,7 +83,8 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let response = service::answer(request, |endpoint, request| mutate::decide(endpoint, request, settings)).await;
+        let response =
+            service::answer(request, |endpoint, request| mutate::decide(endpoint, request, None, settings)).await;
         let (head, body) = response.into_parts();
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     })

@@ -1,0 +1,206 @@
+//! What a tenant should have. Pure: a grant, what the cluster offers and settings in, objects out.
+
+use serde_json::{Value, json};
+
+use super::{Grant, NamespaceFacts, Settings};
+use crate::cluster::identity::Identity;
+use crate::cluster::names;
+
+/// The kinds that a tenant has objects of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChildKind {
+    /// Lets a tenant's requests through, in the namespace of Kubeflow, by principal and header.
+    AuthorizationPolicy,
+    /// The same for Istio before 1.6, by principal alone: it knows no more.
+    ServiceRoleBinding,
+    /// Adds the owner's name to a tenant's requests, in its own namespace.
+    EnvoyFilter,
+}
+
+impl ChildKind {
+    /// All of them. What lets requests through comes before what makes them, so that none is refused in between.
+    pub const ALL: [Self; 3] = [Self::AuthorizationPolicy, Self::ServiceRoleBinding, Self::EnvoyFilter];
+
+    /// Its name.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::ServiceRoleBinding => "ServiceRoleBinding",
+            Self::EnvoyFilter => "EnvoyFilter",
+        }
+    }
+
+    /// Group and version that we write. `v1beta1` of security.istio.io is served by every Istio since 1.5.
+    #[must_use]
+    pub const fn api(self) -> (&'static str, &'static str) {
+        match self {
+            Self::AuthorizationPolicy => ("security.istio.io", "v1beta1"),
+            Self::ServiceRoleBinding => ("rbac.istio.io", "v1alpha1"),
+            Self::EnvoyFilter => ("networking.istio.io", "v1alpha3"),
+        }
+    }
+
+    /// Plural, as in the API's path.
+    #[must_use]
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::ServiceRoleBinding => "servicerolebindings",
+            Self::EnvoyFilter => "envoyfilters",
+        }
+    }
+
+    /// Namespace and name of a tenant's object.
+    #[must_use]
+    pub fn place(self, tenant: &str) -> (String, String) {
+        match self {
+            Self::EnvoyFilter => (tenant.to_owned(), names::ENVOY_FILTER.to_owned()),
+            Self::AuthorizationPolicy | Self::ServiceRoleBinding => {
+                (names::KUBEFLOW_NAMESPACE.to_owned(), format!("{}{tenant}", names::BINDING_PREFIX))
+            }
+        }
+    }
+
+    /// The tenant that an object of this kind at this place is for; the reverse of [`place`](Self::place).
+    #[must_use]
+    pub fn tenant<'n>(self, namespace: &'n str, name: &'n str) -> Option<&'n str> {
+        match self {
+            Self::EnvoyFilter => (name == names::ENVOY_FILTER).then_some(namespace),
+            Self::AuthorizationPolicy | Self::ServiceRoleBinding => {
+                name.strip_prefix(names::BINDING_PREFIX).filter(|_| namespace == names::KUBEFLOW_NAMESPACE)
+            }
+        }
+    }
+}
+
+/// Which of the kinds the cluster serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offered {
+    /// networking.istio.io
+    pub envoy_filter: bool,
+    /// security.istio.io
+    pub authorization_policy: bool,
+    /// rbac.istio.io, which no Istio since 1.6 has
+    pub service_role_binding: bool,
+}
+
+impl Offered {
+    /// Whether objects of a kind can be made.
+    #[must_use]
+    pub const fn has(self, kind: ChildKind) -> bool {
+        match kind {
+            ChildKind::AuthorizationPolicy => self.authorization_policy,
+            ChildKind::ServiceRoleBinding => self.service_role_binding,
+            ChildKind::EnvoyFilter => self.envoy_filter,
+        }
+    }
+}
+
+/// An object that a tenant should have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Child {
+    /// Its kind.
+    pub kind: ChildKind,
+    /// All of it, as it is to be applied.
+    pub object: Value,
+}
+
+/// Every object that a tenant should have, in the order in which they should come.
+#[must_use]
+pub fn desired(
+    tenant: &str,
+    namespace: &NamespaceFacts,
+    grant: &Grant,
+    offered: Offered,
+    settings: &Settings,
+) -> Vec<Child> {
+    if grant.identity != Identity::Header {
+        return Vec::new();
+    }
+    let of_kind = |kind: ChildKind| {
+        let spec = match kind {
+            ChildKind::AuthorizationPolicy => authorization_policy(tenant, grant, settings),
+            ChildKind::ServiceRoleBinding => service_role_binding(tenant, settings),
+            ChildKind::EnvoyFilter => envoy_filter(grant, offered, settings),
+        };
+        Child { kind, object: object(kind, tenant, namespace, &spec) }
+    };
+    ChildKind::ALL.into_iter().filter(|kind| offered.has(*kind)).map(of_kind).collect()
+}
+
+/// Owned by the Namespace, so that the cluster removes it with it even while we are down; a cluster-scoped owner may own
+/// objects of any namespace.
+fn object(kind: ChildKind, tenant: &str, owner: &NamespaceFacts, spec: &Value) -> Value {
+    let (namespace, name) = kind.place(tenant);
+    let (group, version) = kind.api();
+    json!({
+        "apiVersion": format!("{group}/{version}"),
+        "kind": kind.kind(),
+        "metadata": {
+            "namespace": namespace,
+            "name": name,
+            "labels": {names::TENANT_LABEL: "true", "app.kubernetes.io/managed-by": names::PROJECT},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Namespace", "name": tenant, "uid": owner.uid}],
+        },
+        "spec": spec,
+    })
+}
+
+/// Principal and header's value: with the principal alone any tenant could be any user (kubeflow/pipelines#4440).
+fn authorization_policy(tenant: &str, grant: &Grant, settings: &Settings) -> Value {
+    json!({
+        "action": "ALLOW",
+        "selector": {"matchLabels": {"app": names::PIPELINES_APP}},
+        "rules": [{
+            "from": [{"source": {"principals": [principal(tenant, settings)]}}],
+            "when": [{"key": format!("request.headers[{}]", settings.userid_header), "values": [user(grant, settings)]}],
+        }],
+    })
+}
+
+fn service_role_binding(tenant: &str, settings: &Settings) -> Value {
+    json!({
+        "roleRef": {"kind": "ServiceRole", "name": names::PIPELINES_ROLE},
+        "subjects": [{"properties": {"source.principal": principal(tenant, settings)}}],
+    })
+}
+
+fn envoy_filter(grant: &Grant, offered: Offered, settings: &Settings) -> Value {
+    // In a header's value Envoy reads a percent sign as the beginning of a command.
+    let header = json!({"key": settings.userid_header, "value": user(grant, settings).replace('%', "%%")});
+    let header = if offered.service_role_binding {
+        // An Envoy of those days knows no append_action.
+        json!({"append": false, "header": header})
+    } else {
+        json!({"append_action": "OVERWRITE_IF_EXISTS_OR_ADD", "header": header})
+    };
+    let patch = |target: &String| {
+        json!({
+            "applyTo": "VIRTUAL_HOST",
+            "match": {
+                "context": "SIDECAR_OUTBOUND",
+                "routeConfiguration": {"vhost": {"name": virtual_host(target, settings), "route": {"name": "default"}}},
+            },
+            "patch": {"operation": "MERGE", "value": {"request_headers_to_add": [header]}},
+        })
+    };
+    json!({
+        "workloadSelector": {"labels": {names::TENANT_LABEL: "true"}},
+        "configPatches": settings.targets.iter().map(patch).collect::<Vec<_>>(),
+    })
+}
+
+/// As Istio names it: `ml-pipeline.kubeflow.svc.cluster.local:8888` for `ml-pipeline.kubeflow:8888`.
+fn virtual_host(target: &str, settings: &Settings) -> String {
+    let (service, port) = target.split_once(':').unwrap_or((target, "80"));
+    format!("{service}.svc.{}:{port}", settings.cluster_domain)
+}
+
+fn principal(tenant: &str, settings: &Settings) -> String {
+    format!("{}/ns/{tenant}/sa/{}", settings.cluster_domain, settings.tenant_service_account)
+}
+
+fn user(grant: &Grant, settings: &Settings) -> String {
+    format!("{}{}", settings.userid_prefix, grant.owner)
+}

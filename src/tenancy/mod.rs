@@ -1,0 +1,21 @@
+//! Tenancy: every profile's namespace has the Istio objects by which its pods are known to Kubeflow Pipelines.
+//!
+//! `profile` judges whose a namespace is, `desired` says what it should have, `plan` compares that with what is there;
+//! these are pure. `watches` fill the `state` on every replica, `controller` carries the plans out on the one that holds the Lease.
+
+mod controller;
+mod desired;
+mod metrics;
+mod plan;
+mod profile;
+mod settings;
+mod state;
+mod watches;
+
+pub use controller::{Context, run};
+pub use desired::{Child, ChildKind, Offered, desired};
+pub use metrics::Metrics;
+pub use plan::{Action, Observed, plan};
+pub use profile::{Grant, Mesh, NamespaceFacts, ProfileFacts, Verdict, verdict};
+pub use settings::Settings;
+pub use state::State;

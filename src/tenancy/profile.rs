@@ -1,0 +1,256 @@
+//! Whose namespace it is. Pure: facts of a Namespace and of the Profile of its name in, a verdict out.
+//!
+//! The owner's name becomes a header's value and a policy's condition, so that a namespace is nobody's in doubt: what is
+//! granted to the wrong one lets a user act as another.
+
+use crate::cluster::identity::Identity;
+use crate::cluster::names;
+
+/// What we need to know of a Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceFacts {
+    /// Its uid, which objects that belong to it carry.
+    pub uid: String,
+    /// Whether it is on its way out.
+    pub terminating: bool,
+    /// Its annotation `owner`.
+    pub owner: Option<String>,
+    /// Name and uid of the Profile that controls it, where one does.
+    pub controller: Option<(String, String)>,
+    /// Whether it is opted out by label.
+    pub opted_out: bool,
+    /// Its annotation [`names::IDENTITY_ANNOTATION`].
+    pub identity: Option<String>,
+    /// How its pods are in the mesh.
+    pub mesh: Mesh,
+}
+
+/// How Istio treats a namespace's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mesh {
+    /// Not at all.
+    #[default]
+    None,
+    /// Each pod has a proxy.
+    Sidecars,
+    /// The node has one; in ambient mode waypoints work for the destination only, and nothing adds a header at the source.
+    Ambient,
+}
+
+/// What we need to know of a Profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProfileFacts {
+    /// Its uid.
+    pub uid: String,
+    /// `spec.owner.kind`.
+    pub owner_kind: String,
+    /// `spec.owner.name`.
+    pub owner_name: String,
+}
+
+/// What a namespace is granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The user that its pods act as.
+    pub owner: String,
+    /// Never [`Identity::Auto`].
+    pub identity: Identity,
+}
+
+/// Whose a namespace is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A tenant's.
+    Tenant(Grant),
+    /// Nobody's that we know of, or somebody's who wants to be left alone: nothing is granted and nothing wrong.
+    None(&'static str),
+    /// It should be a tenant's, but something is wrong: nothing is granted, and an admin has to know.
+    Refused {
+        /// One word for the Event, in `CamelCase`.
+        reason: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// It is on its way out, with all that is in it.
+    Terminating,
+}
+
+/// Judges a namespace by its own facts and by the Profile of its name.
+#[must_use]
+pub fn verdict(
+    name: &str,
+    namespace: Option<&NamespaceFacts>,
+    profile: Option<&ProfileFacts>,
+    default: Identity,
+) -> Verdict {
+    let Some(namespace) = namespace else { return Verdict::None("there is no such namespace") };
+    if namespace.terminating {
+        return Verdict::Terminating;
+    }
+    let Some(profile) = profile else { return Verdict::None("there is no Profile of that name") };
+    if namespace.opted_out {
+        return Verdict::None("opted out by label kubeflow-extension=false");
+    }
+    let refused = |reason, message: String| Verdict::Refused { reason, message };
+    if let Some((controller, uid)) = &namespace.controller
+        && (controller != name || *uid != profile.uid)
+    {
+        let message =
+            format!("the namespace is controlled by another Profile ({controller}, uid {uid}); delete one of the two");
+        return refused("NamespaceOfAnotherProfile", message);
+    }
+    if profile.owner_kind != "User" {
+        let kind = &profile.owner_kind;
+        return refused(
+            "OwnerIsNoUser",
+            format!("spec.owner.kind is {kind:?}; only a User can be named to Kubeflow Pipelines"),
+        );
+    }
+    if namespace.owner.as_deref() != Some(profile.owner_name.as_str()) {
+        let (annotation, spec) = (namespace.owner.as_deref().unwrap_or_default(), &profile.owner_name);
+        let message = format!(
+            "the namespace's annotation {} is {annotation:?}, but spec.owner.name is {spec:?}; make them agree",
+            names::OWNER_ANNOTATION
+        );
+        return refused("OwnersDisagree", message);
+    }
+    if let Some(problem) = unfit(&profile.owner_name) {
+        return refused("OwnerNameUnfit", format!("spec.owner.name {problem}; choose another name for this user"));
+    }
+    match identity(namespace, default) {
+        Ok(identity) => Verdict::Tenant(Grant { owner: profile.owner_name.clone(), identity }),
+        Err(problem) => refused("IdentityUnknown", format!("annotation {}: {problem}", names::IDENTITY_ANNOTATION)),
+    }
+}
+
+/// What keeps a name from standing in a header and in a policy as itself.
+fn unfit(owner: &str) -> Option<&'static str> {
+    if owner.is_empty() {
+        Some("is empty")
+    } else if owner.len() > LONGEST_OWNER {
+        Some("is longer than 512 bytes")
+    } else if owner.contains('*') {
+        // In an AuthorizationPolicy a star at either end matches anything (Istio, pilot/pkg/security/authz/matcher).
+        Some("contains a star, which Istio reads as a pattern")
+    } else if owner.trim() != owner {
+        // Proxies take white space off the ends of a header's value (RFC 9110, section 5.5).
+        Some("begins or ends with white space")
+    } else if owner.chars().any(char::is_control) {
+        Some("contains control characters")
+    } else {
+        None
+    }
+}
+
+/// Well below what proxies accept as one header; RFC 5321 allows 254 for a mail address.
+const LONGEST_OWNER: usize = 512;
+
+fn identity(namespace: &NamespaceFacts, default: Identity) -> Result<Identity, String> {
+    Ok(match namespace.identity.as_deref().map_or(Ok(default), str::parse)? {
+        Identity::Auto if namespace.mesh == Mesh::Sidecars => Identity::Header,
+        Identity::Auto => Identity::Token,
+        chosen => chosen,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn namespace() -> NamespaceFacts {
+        NamespaceFacts {
+            uid: "namespace".into(),
+            owner: Some("alice@example.com".into()),
+            controller: Some(("alice".into(), "profile".into())),
+            mesh: Mesh::Sidecars,
+            ..NamespaceFacts::default()
+        }
+    }
+
+    fn profile() -> ProfileFacts {
+        ProfileFacts { uid: "profile".into(), owner_kind: "User".into(), owner_name: "alice@example.com".into() }
+    }
+
+    fn judged(namespace: &NamespaceFacts, profile: &ProfileFacts) -> Verdict {
+        verdict("alice", Some(namespace), Some(profile), Identity::Header)
+    }
+
+    fn granted(identity: Identity) -> Verdict {
+        Verdict::Tenant(Grant { owner: "alice@example.com".into(), identity })
+    }
+
+    fn refusal(verdict: Verdict) -> &'static str {
+        let Verdict::Refused { reason, .. } = verdict else { panic!("not refused: {verdict:?}") };
+        reason
+    }
+
+    #[test]
+    fn a_namespace_is_its_profiles_owners() {
+        assert_eq!(judged(&namespace(), &profile()), granted(Identity::Header));
+        let older_than_owner_references = NamespaceFacts { controller: None, ..namespace() };
+        assert_eq!(judged(&older_than_owner_references, &profile()), granted(Identity::Header));
+    }
+
+    #[test]
+    fn a_namespace_without_its_counterpart_is_nobodys() {
+        assert!(matches!(verdict("alice", None, Some(&profile()), Identity::Header), Verdict::None(_)));
+        assert!(matches!(verdict("alice", Some(&namespace()), None, Identity::Header), Verdict::None(_)));
+        let opted_out = NamespaceFacts { opted_out: true, ..namespace() };
+        assert!(matches!(judged(&opted_out, &profile()), Verdict::None(_)));
+        let terminating = NamespaceFacts { terminating: true, ..namespace() };
+        assert_eq!(judged(&terminating, &profile()), Verdict::Terminating);
+    }
+
+    #[test]
+    fn nothing_is_granted_in_doubt() {
+        let stolen = NamespaceFacts { controller: Some(("alice".into(), "an older profile".into())), ..namespace() };
+        assert_eq!(refusal(judged(&stolen, &profile())), "NamespaceOfAnotherProfile");
+        let others = NamespaceFacts { controller: Some(("bob".into(), "profile".into())), ..namespace() };
+        assert_eq!(refusal(judged(&others, &profile())), "NamespaceOfAnotherProfile");
+        let disagreeing = NamespaceFacts { owner: Some("bob@example.com".into()), ..namespace() };
+        assert_eq!(refusal(judged(&disagreeing, &profile())), "OwnersDisagree");
+        let silent = NamespaceFacts { owner: None, ..namespace() };
+        assert_eq!(refusal(judged(&silent, &profile())), "OwnersDisagree");
+        for kind in ["Group", "ServiceAccount", "", "user"] {
+            let profile = ProfileFacts { owner_kind: kind.into(), ..profile() };
+            assert_eq!(refusal(judged(&namespace(), &profile)), "OwnerIsNoUser");
+        }
+    }
+
+    #[test]
+    fn an_owner_whose_name_means_something_to_istio_or_envoy_is_refused() {
+        let long = "a".repeat(LONGEST_OWNER + 1);
+        for name in [
+            "",
+            "*",
+            "*@example.com",
+            "alice*",
+            "a*b",
+            " alice",
+            "alice ",
+            "a\nb",
+            "a\r",
+            "a\0b",
+            "a\tb",
+            "\u{7f}",
+            "\u{85}",
+            &long,
+        ] {
+            let namespace = NamespaceFacts { owner: Some(name.into()), ..namespace() };
+            let profile = ProfileFacts { owner_name: name.into(), ..profile() };
+            assert_eq!(refusal(judged(&namespace, &profile)), "OwnerNameUnfit", "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_identity_is_the_namespaces_own_or_the_installations() {
+        let with = |identity: &str| NamespaceFacts { identity: Some(identity.into()), ..namespace() };
+        assert_eq!(judged(&with("token"), &profile()), granted(Identity::Token));
+        assert_eq!(judged(&with("auto"), &profile()), granted(Identity::Header));
+        let ambient = NamespaceFacts { mesh: Mesh::Ambient, ..with("auto") };
+        assert_eq!(judged(&ambient, &profile()), granted(Identity::Token));
+        let without_sidecars = NamespaceFacts { mesh: Mesh::None, ..with("auto") };
+        assert_eq!(judged(&without_sidecars, &profile()), granted(Identity::Token));
+        assert_eq!(refusal(judged(&with("Token"), &profile())), "IdentityUnknown");
+    }
+}

@@ -1,0 +1,50 @@
+//! What an installation may decide about tenancy.
+
+use clap::Args;
+
+use crate::cluster::names;
+
+/// Settings of the tenancy capability.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Tenancy")]
+#[group(skip)]
+pub struct Settings {
+    /// Header that carries the user's name to Kubeflow Pipelines
+    #[arg(long, env = "TENANCY_FIXER_USERID_HEADER", value_name = "NAME", default_value = "kubeflow-userid", value_parser = header_name)]
+    pub userid_header: String,
+
+    /// What stands before the user's name in that header
+    #[arg(long, env = "TENANCY_FIXER_USERID_PREFIX", value_name = "TEXT", default_value = "")]
+    pub userid_prefix: String,
+
+    /// Services whose requests get the header, as SERVICE.NAMESPACE:PORT
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_TARGETS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "ml-pipeline.kubeflow:8888"
+    )]
+    pub targets: Vec<String>,
+
+    /// Domain of the cluster's services and, in Istio, of its identities
+    #[arg(long, env = "TENANCY_FIXER_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+
+    /// Service account of a tenant that is let through
+    #[arg(long, env = "TENANCY_FIXER_TENANT_SERVICE_ACCOUNT", value_name = "NAME", default_value = names::TENANT_SERVICE_ACCOUNT)]
+    pub tenant_service_account: String,
+
+    /// Namespace of the Lease that says which replica writes
+    #[arg(long, env = "TENANCY_FIXER_LEASE_NAMESPACE", value_name = "NAME", default_value = names::NAMESPACE)]
+    pub lease_namespace: String,
+}
+
+fn header_name(text: &str) -> Result<String, String> {
+    let allowed = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '-';
+    if !text.is_empty() && text.chars().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("a header's name has lower-case letters, digits and dashes".to_owned())
+    }
+}

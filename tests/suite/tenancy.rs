@@ -1,0 +1,540 @@
+//! Tenancy on a real API server: profiles and namespaces come, change and go, and their Istio objects with them.
+//!
+//! The server runs under the shipped ServiceAccount with the shipped roles, so that a verb that is missing there fails
+//! here. Controllers see the whole cluster: one test at a time.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tenancy_fixer::yaml;
+
+use crate::server::{self, Certificate, Server};
+use crate::support::{self, Cluster, wait_for};
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+const USER: &str = "system:serviceaccount:kubeflow-extension:tenancy-fixer";
+
+/// The cluster with what the controller needs, and the tenants of one test, which go with it.
+struct Scene<'c> {
+    cluster: &'c Cluster,
+    folder: PathBuf,
+    certificate: Certificate,
+    tenants: Mutex<Vec<String>>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl<'c> Scene<'c> {
+    fn new(cluster: &'c Cluster, test: &str) -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = support::folder(&format!("tenancy-{test}"));
+        cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
+        for file in ["namespace.yaml", "service-account.yaml", "cluster-role.yaml"] {
+            cluster.kubectl(&[
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "-f",
+                &format!("k8s-resources/base/{file}"),
+            ]);
+        }
+        Self { cluster, certificate: Certificate::make(&folder), folder, tenants: Mutex::default(), _alone: alone }
+    }
+
+    /// Starts the server under the shipped ServiceAccount.
+    fn serve(&self, flags: &[&str]) -> Server {
+        let kubeconfig = self.kubeconfig();
+        Server::start_with(&self.certificate, &["--only", "admission,tenancy"], flags, &[("KUBECONFIG", &kubeconfig)])
+    }
+
+    /// Starts it, and waits until it writes.
+    fn lead(&self, flags: &[&str]) -> Server {
+        let server = self.serve(flags);
+        server.wait_for_line("the lease", |line| is(line, "holding the lease: this replica writes"));
+        server
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        let admin: Value = yaml::value(&fs::read_to_string(self.cluster.kubeconfig()).unwrap()).unwrap();
+        let token =
+            self.cluster.kubectl(&["create", "token", "tenancy-fixer", "-n", "kubeflow-extension", "--duration", "1h"]);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
+            "users": [{"name": "test", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        let file = self.folder.join("kubeconfig");
+        fs::write(&file, config.to_string()).unwrap();
+        file
+    }
+
+    /// A name of a tenant of this test's own.
+    fn tenant(&self, name: &str) -> String {
+        let tenant = format!("{name}-{}", std::process::id());
+        self.tenants.lock().unwrap().push(tenant.clone());
+        tenant
+    }
+
+    fn profile(&self, tenant: &str, owner: &str) {
+        self.cluster.apply(&profile(tenant, owner));
+    }
+
+    fn namespace(&self, tenant: &str, owner: &str) {
+        self.cluster.apply(&namespace(tenant, owner));
+    }
+
+    fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.cluster.get(kind, namespace, name)
+    }
+
+    fn filter(&self, tenant: &str) -> Option<Value> {
+        self.get("envoyfilter", tenant, "add-header")
+    }
+
+    fn policy(&self, tenant: &str) -> Option<Value> {
+        self.get("authorizationpolicy", "kubeflow", &format!("bind-ml-pipeline-{tenant}"))
+    }
+
+    fn binding(&self, tenant: &str) -> Option<Value> {
+        self.get("servicerolebinding", "kubeflow", &format!("bind-ml-pipeline-{tenant}"))
+    }
+
+    fn granted(&self, tenant: &str) -> bool {
+        self.filter(tenant).is_some() && self.policy(tenant).is_some() && self.binding(tenant).is_some()
+    }
+
+    fn withdrawn(&self, tenant: &str) -> bool {
+        self.filter(tenant).is_none() && self.policy(tenant).is_none() && self.binding(tenant).is_none()
+    }
+
+    fn annotate(&self, tenant: &str, annotation: &str) {
+        self.cluster.kubectl(&["annotate", "--overwrite", "namespace", tenant, annotation]);
+    }
+
+    /// Warnings about a tenant, reason and text.
+    fn warnings(&self, kind: &str, tenant: &str) -> Vec<(String, String)> {
+        let selector = format!("involvedObject.kind={kind},involvedObject.name={tenant},type=Warning");
+        let events: Value = serde_json::from_str(&self.cluster.kubectl(&[
+            "get",
+            "events",
+            "-n",
+            "default",
+            "--field-selector",
+            &selector,
+            "-o",
+            "json",
+        ]))
+        .unwrap();
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap().to_owned();
+        events["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|event| (text(event, "reason"), text(event, "message")))
+            .collect()
+    }
+
+    /// Requests of ours in the audit log, as (verb, resource), from a byte on.
+    fn requests(&self, from: usize) -> Vec<(String, String)> {
+        let log = fs::read(self.cluster.audit_log()).unwrap();
+        let lines = String::from_utf8_lossy(&log[from..]).into_owned();
+        let events = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let ours = events.filter(|event| event["user"]["username"] == USER && event["stage"] != "ResponseStarted");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        ours.map(|event| (text(&event["verb"]), text(&event["objectRef"]["resource"]))).collect()
+    }
+
+    fn audit_end(&self) -> usize {
+        usize::try_from(fs::metadata(self.cluster.audit_log()).unwrap().len()).unwrap()
+    }
+}
+
+impl Drop for Scene<'_> {
+    fn drop(&mut self) {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let bindings: Vec<String> = tenants.iter().map(|tenant| format!("bind-ml-pipeline-{tenant}")).collect();
+        let delete = |kind: &str, names: &[String], more: &[&str]| {
+            let mut arguments = vec!["delete", kind, "--ignore-not-found", "--wait=false"];
+            arguments.extend(more);
+            arguments.extend(names.iter().map(String::as_str));
+            self.cluster.try_kubectl(&arguments);
+        };
+        if !tenants.is_empty() {
+            delete("profile", &tenants, &[]);
+            delete("namespace", &tenants, &[]);
+            delete("authorizationpolicy", &bindings, &["-n", "kubeflow"]);
+            delete("servicerolebinding", &bindings, &["-n", "kubeflow"]);
+        }
+    }
+}
+
+fn is(line: &Value, message: &str) -> bool {
+    line["message"] == message
+}
+
+fn profile(tenant: &str, owner: &str) -> Value {
+    json!({"apiVersion": "kubeflow.org/v1", "kind": "Profile", "metadata": {"name": tenant}, "spec": {"owner": {"kind": "User", "name": owner}}})
+}
+
+fn namespace(tenant: &str, owner: &str) -> Value {
+    let labels = json!({"app.kubernetes.io/part-of": "kubeflow-profile", "istio-injection": "enabled"});
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": tenant, "annotations": {"owner": owner}, "labels": labels}})
+}
+
+fn user(filter: &Value) -> &Value {
+    &filter["spec"]["configPatches"][0]["patch"]["value"]["request_headers_to_add"][0]["header"]["value"]
+}
+
+#[test]
+fn profile_and_namespace_in_either_order_bring_the_objects_within_a_second() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "order");
+    let _server = scene.lead(&[]);
+    for (tenant, profile_first) in [(scene.tenant("first"), true), (scene.tenant("second"), false)] {
+        if profile_first {
+            scene.profile(&tenant, "50%@example.com");
+            scene.namespace(&tenant, "50%@example.com");
+        } else {
+            scene.namespace(&tenant, "50%@example.com");
+            scene.profile(&tenant, "50%@example.com");
+        }
+        let complete = Instant::now();
+        wait_for("its objects", || scene.granted(&tenant));
+        assert!(complete.elapsed() < Duration::from_secs(2), "{:?}, kubectl's own time included", complete.elapsed());
+
+        let filter = scene.filter(&tenant).unwrap();
+        assert_eq!(filter["spec"]["workloadSelector"], json!({"labels": {"kubeflow-extension": "true"}}));
+        assert_eq!(user(&filter), "50%%@example.com", "escaped for Envoy");
+        let policy = scene.policy(&tenant).unwrap();
+        let rule = json!({
+            "from": [{"source": {"principals": [format!("cluster.local/ns/{tenant}/sa/default-editor")]}}],
+            "when": [{"key": "request.headers[kubeflow-userid]", "values": ["50%@example.com"]}],
+        });
+        assert_eq!(policy["spec"]["rules"], json!([rule]), "as it is for Istio");
+        let binding = scene.binding(&tenant).unwrap();
+        assert_eq!(binding["spec"]["roleRef"], json!({"kind": "ServiceRole", "name": "ml-pipeline-services"}));
+        for object in [filter, policy, binding] {
+            assert_eq!(object["metadata"]["labels"]["kubeflow-extension"], "true");
+            assert_eq!(object["metadata"]["ownerReferences"][0]["kind"], "Namespace");
+        }
+    }
+}
+
+#[test]
+fn edits_are_repaired_deletions_made_good_and_others_objects_left_alone() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "repair");
+    // Kubeflow's own, without our label.
+    let taken = scene.tenant("internal");
+    let own = json!({
+        "apiVersion": "rbac.istio.io/v1alpha1", "kind": "ServiceRoleBinding",
+        "metadata": {"name": format!("bind-ml-pipeline-{taken}"), "namespace": "kubeflow"},
+        "spec": {"roleRef": {"kind": "ServiceRole", "name": "ml-pipeline-services"}, "subjects": [{"user": "kubeflow"}]},
+    });
+    scene.cluster.apply(&own);
+    let server = scene.lead(&[]);
+    scene.profile(&taken, "alice@example.com");
+    scene.namespace(&taken, "alice@example.com");
+    wait_for("a warning", || {
+        scene
+            .warnings("Profile", &taken)
+            .iter()
+            .any(|(reason, text)| reason == "PlaceTaken" && text.contains("left alone"))
+    });
+    wait_for("the other objects", || scene.filter(&taken).is_some() && scene.policy(&taken).is_some());
+    assert_eq!(scene.binding(&taken).unwrap()["spec"]["subjects"], own["spec"]["subjects"]);
+
+    let tenant = scene.tenant("drift");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    wait_for("its objects", || scene.granted(&tenant));
+    let name = format!("bind-ml-pipeline-{tenant}");
+    scene.cluster.kubectl(&[
+        "patch",
+        "authorizationpolicy",
+        &name,
+        "-n",
+        "kubeflow",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"rules":[{}]}}"#,
+    ]);
+    wait_for("the repair", || scene.policy(&tenant).unwrap()["spec"]["rules"][0]["when"].is_array());
+    server.wait_for_line("the repair", |line| {
+        is(line, "changed") && line["action"] == "repaired" && line["tenant"] == tenant.as_str()
+    });
+    scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &tenant]);
+    wait_for("the filter again", || scene.filter(&tenant).is_some());
+
+    // With the profile gone our objects go, and Kubeflow's own stays.
+    for tenant in [&taken, &tenant] {
+        scene.cluster.kubectl(&["delete", "profile", tenant]);
+    }
+    wait_for("the withdrawal", || scene.withdrawn(&tenant) && scene.filter(&taken).is_none());
+    assert!(scene.binding(&taken).is_some());
+}
+
+#[test]
+fn owners_are_followed_and_doubt_withdraws() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "owners");
+    let _server = scene.lead(&[]);
+    let tenant = scene.tenant("owned");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    wait_for("its objects", || scene.granted(&tenant));
+
+    scene.profile(&tenant, "bob@example.com");
+    wait_for("the withdrawal while the two disagree", || scene.withdrawn(&tenant));
+    for kind in ["Profile", "Namespace"] {
+        wait_for("a warning", || {
+            scene
+                .warnings(kind, &tenant)
+                .iter()
+                .any(|(reason, text)| reason == "OwnersDisagree" && text.contains("make them agree"))
+        });
+    }
+    scene.annotate(&tenant, "owner=bob@example.com");
+    wait_for("the new owner's objects", || scene.granted(&tenant));
+    assert_eq!(user(&scene.filter(&tenant).unwrap()), "bob@example.com");
+
+    scene.profile(&tenant, "*");
+    scene.annotate(&tenant, "owner=*");
+    wait_for("the withdrawal from everybody", || scene.withdrawn(&tenant));
+    wait_for("a warning", || scene.warnings("Profile", &tenant).iter().any(|(reason, _)| reason == "OwnerNameUnfit"));
+
+    scene.profile(&tenant, "bob@example.com");
+    scene.annotate(&tenant, "owner=bob@example.com");
+    wait_for("the objects again", || scene.granted(&tenant));
+    scene.cluster.kubectl(&["label", "namespace", &tenant, "kubeflow-extension=false"]);
+    wait_for("the opt-out", || scene.withdrawn(&tenant));
+    scene.cluster.kubectl(&["label", "namespace", &tenant, "kubeflow-extension-"]);
+    wait_for("the objects again", || scene.granted(&tenant));
+
+    // The cluster removes what a deleted namespace owns, in the namespace of Kubeflow too.
+    scene.cluster.kubectl(&["delete", "profile", &tenant]);
+    scene.cluster.kubectl(&["delete", "namespace", &tenant, "--wait=false"]);
+    wait_for("the end", || scene.policy(&tenant).is_none() && scene.binding(&tenant).is_none());
+}
+
+#[test]
+fn a_namespace_chooses_its_identity_and_admission_follows() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "identity");
+    let server = scene.lead(&[]);
+    let tenant = scene.tenant("chooses");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    wait_for("its objects", || scene.granted(&tenant));
+    let review = || {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": {"notebook-name": "a"}}, "spec": {"containers": [{"name": "a"}]}});
+        let mut review = crate::wire::review(&pod);
+        review["request"]["namespace"] = json!(tenant);
+        server::post(&server, "/pod/mutate", review.to_string());
+        server.lines().iter().rfind(|line| is(line, "reviewed")).unwrap()["operations"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(review(), "add /metadata/labels/kubeflow-extension");
+
+    scene.annotate(&tenant, "kubeflow-extension/identity=token");
+    wait_for("the withdrawal", || scene.withdrawn(&tenant));
+    assert!(review().contains("add /spec/volumes"));
+
+    scene.annotate(&tenant, "kubeflow-extension/identity=auto");
+    wait_for("its objects, since its pods have sidecars", || scene.granted(&tenant));
+    scene.cluster.kubectl(&["label", "namespace", &tenant, "istio-injection-", "istio.io/dataplane-mode=ambient"]);
+    wait_for("the withdrawal in ambient mode", || scene.withdrawn(&tenant));
+
+    scene.annotate(&tenant, "kubeflow-extension/identity=Header");
+    wait_for("a warning", || {
+        scene
+            .warnings("Namespace", &tenant)
+            .iter()
+            .any(|(reason, text)| reason == "IdentityUnknown" && text.contains("header, token, auto"))
+    });
+}
+
+#[test]
+fn many_namespaces_at_once_take_one_write_an_object_and_a_restart_takes_none() {
+    const TENANTS: usize = 200;
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "many");
+    let tenants: Vec<String> = (0..TENANTS).map(|number| scene.tenant(&format!("many-{number}"))).collect();
+    let mut server = scene.lead(&[]);
+    let before = scene.audit_end();
+    let documents = |of: fn(&str, &str) -> Value| -> String {
+        tenants.iter().map(|tenant| of(tenant, "alice@example.com").to_string() + "\n---\n").collect()
+    };
+    scene.cluster.kubectl_with(&["create", "-f", "-"], &documents(profile));
+    scene.cluster.kubectl_with(&["create", "-f", "-"], &documents(namespace));
+    let ours = |list: &str| {
+        scene.cluster.kubectl(&["get", list, "-A", "-l", "kubeflow-extension=true", "-o", "name"]).matches("/").count()
+    };
+    wait_for("all objects", || {
+        ["envoyfilters", "authorizationpolicies", "servicerolebindings"].iter().all(|list| ours(list) >= TENANTS)
+    });
+    let count = |from: usize, verb: &str, resource: &str| {
+        scene.requests(from).iter().filter(|(found, of)| found == verb && of == resource).count()
+    };
+    for resource in ["envoyfilters", "authorizationpolicies", "servicerolebindings"] {
+        assert_eq!(count(before, "patch", resource), TENANTS, "{resource}: one write an object");
+        assert_eq!(count(before, "get", resource), 0, "{resource}: no reads");
+    }
+
+    server.terminate();
+    assert_eq!(server.wait(), 0);
+    let before = scene.audit_end();
+    let server = scene.lead(&[]);
+    // Whoever comes last shows that everybody else has been looked at.
+    let last = scene.tenant("zz-last");
+    scene.profile(&last, "alice@example.com");
+    scene.namespace(&last, "alice@example.com");
+    wait_for("the last one's objects", || scene.granted(&last));
+    for resource in ["envoyfilters", "authorizationpolicies", "servicerolebindings"] {
+        assert_eq!(count(before, "patch", resource), 1, "{resource}: the last one's only");
+        assert_eq!(count(before, "delete", resource), 0);
+        assert_eq!(count(before, "list", resource), 1, "{resource}: one page");
+    }
+    for resource in ["namespaces", "profiles"] {
+        assert_eq!(count(before, "list", resource), 1, "{resource}: one page");
+    }
+    let (status, metrics) = server::get(&server, "/metrics");
+    assert_eq!(status, 200);
+    let granted =
+        metrics.lines().find(|line| line.starts_with("tenancy_fixer_tenancy_tenants{state=\"granted\"}")).unwrap();
+    assert!(granted.rsplit(' ').next().unwrap().parse::<usize>().unwrap() > TENANTS, "{granted}");
+}
+
+#[test]
+fn a_contested_object_is_repaired_more_and_more_slowly() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "contest");
+    let server = scene.lead(&[]);
+    let tenant = scene.tenant("contested");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    wait_for("its objects", || scene.granted(&tenant));
+    let before = scene.audit_end();
+    let other = json!({
+        "apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+        "metadata": {"name": "add-header", "namespace": tenant},
+        "spec": {"workloadSelector": {"labels": {"kubeflow-extension": "false"}}},
+    });
+    let contested = || {
+        server.lines().iter().any(|line| {
+            is(line, "tenant not done") && line["error"].as_str().unwrap().contains("another manager contests them")
+        })
+    };
+    let mut edits = 0;
+    while !contested() {
+        scene.cluster.kubectl_with(
+            &["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"],
+            &other.to_string(),
+        );
+        edits += 1;
+        assert!(edits < 50, "it is never said");
+    }
+    for _ in 0..5 {
+        scene.cluster.kubectl_with(
+            &["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"],
+            &other.to_string(),
+        );
+    }
+    let writes =
+        scene.requests(before).iter().filter(|(verb, resource)| verb == "patch" && resource == "envoyfilters").count();
+    assert!(writes <= 5, "{writes} repairs of {edits} edits and more");
+}
+
+#[test]
+fn another_replica_takes_over_and_a_paused_one_writes_no_more() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "lease");
+    let first = scene.lead(&[]);
+    let second = scene.serve(&[]);
+    let tenant = scene.tenant("leased");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    wait_for("its objects", || scene.granted(&tenant));
+
+    signal("STOP", &first);
+    let stopped = Instant::now();
+    second.wait_for_line("the lease", |line| is(line, "holding the lease: this replica writes"));
+    assert!(stopped.elapsed() < Duration::from_secs(15), "took over after {:?}", stopped.elapsed());
+    scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &tenant]);
+    wait_for("the filter again", || scene.filter(&tenant).is_some());
+    let writes = |server: &Server| server.lines().iter().filter(|line| is(line, "changed")).count();
+    let before = writes(&first);
+
+    // It wakes up with the deletion unseen, and must know that it may not mend it.
+    signal("CONT", &first);
+    first.wait_for_line("the loss", |line| is(line, "lost the lease: this replica no longer writes"));
+    scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &tenant]);
+    wait_for("the filter once more", || scene.filter(&tenant).is_some());
+    assert_eq!(writes(&first), before);
+    assert_eq!(metric(&first, "tenancy_fixer_tenancy_leader"), "0");
+    assert_eq!(metric(&second, "tenancy_fixer_tenancy_leader"), "1");
+
+    // One that is told to end gives the lease back, so that nobody waits.
+    let mut second = second;
+    second.terminate();
+    let ended = Instant::now();
+    wait_for("the first one again", || metric(&first, "tenancy_fixer_tenancy_leader") == "1");
+    assert!(ended.elapsed() < Duration::from_secs(8), "{:?}", ended.elapsed());
+    assert_eq!(second.wait(), 0);
+}
+
+fn signal(name: &str, server: &Server) {
+    let status = std::process::Command::new("kill")
+        .args([&format!("-{name}"), &server.process.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+fn metric(server: &Server, name: &str) -> String {
+    let (_, metrics) = server::get(server, "/metrics");
+    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {metrics}"));
+    line.rsplit(' ').next().unwrap().to_owned()
+}
+
+#[test]
+fn an_api_that_comes_later_is_picked_up_and_an_api_server_that_goes_is_waited_for() {
+    let cluster = Cluster::own("tenancy");
+    let scene = Scene::new(&cluster, "later");
+    let names = ["authorizationpolicies.security.istio.io", "servicerolebindings.rbac.istio.io"];
+    let definitions: Vec<Value> = names.iter().map(|name| cluster.get("crd", "default", name).unwrap()).collect();
+    cluster.kubectl(&["delete", "crd", names[0], names[1]]);
+    let server = scene.lead(&[]);
+    let tenant = scene.tenant("later");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    wait_for("what can be made", || scene.filter(&tenant).is_some());
+    let header = || {
+        scene.filter(&tenant).unwrap()["spec"]["configPatches"][0]["patch"]["value"]["request_headers_to_add"][0]
+            .clone()
+    };
+    assert_eq!(header()["append_action"], "OVERWRITE_IF_EXISTS_OR_ADD", "as a living Istio has it");
+
+    for mut definition in definitions {
+        definition["metadata"] = json!({"name": definition["metadata"]["name"]});
+        definition.as_object_mut().unwrap().remove("status");
+        cluster.apply(&definition);
+    }
+    wait_for("policy and binding", || scene.policy(&tenant).is_some() && scene.binding(&tenant).is_some());
+    wait_for("the filter as that Istio knows it", || header()["append"] == false);
+
+    cluster.kill_api_server();
+    server.wait_for_line("the interruption", |line| {
+        is(line, "a watch was interrupted and begins again") || is(line, "renewing the lease")
+    });
+    cluster.up();
+    let other = scene.tenant("after");
+    scene.profile(&other, "bob@example.com");
+    scene.namespace(&other, "bob@example.com");
+    wait_for("another tenant's objects", || scene.filter(&other).is_some() && scene.policy(&other).is_some());
+    scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &tenant]);
+    wait_for("the filter again", || scene.filter(&tenant).is_some());
+}
