@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
 use crate::admission::{self, manifests, service};
-use crate::cli::{Capability, Cli, Command, Manifests, Mutate, Serve};
+use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::server::probes::{self, Readiness};
 use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
@@ -39,6 +39,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
                 .block_on(serve(*settings));
             served.inspect_err(|error| telemetry::last_words(&termination_log, error))
         }
+        Command::Check(settings) => check(&settings),
         Command::Mutate(settings) => print(&mutate_files(&settings)?),
         Command::Manifests(settings) => print(&rendered(&settings)?),
     }
@@ -188,6 +189,17 @@ fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
         let _ = sender.send(true);
     });
     Ok(receiver)
+}
+
+fn check(settings: &Check) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
+    let survey = runtime.block_on(async {
+        let client = client(settings.context.clone()).await.context("finding the cluster")?;
+        tenancy::survey(&client, &settings.tenancy, settings.mutation.identity).await.context("looking at the cluster")
+    })?;
+    print(&survey.to_string())?;
+    ensure!(survey.is_sound(), "something needs attention; see above");
+    Ok(())
 }
 
 fn mutate_files(settings: &Mutate) -> anyhow::Result<String> {

@@ -26,6 +26,8 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Show what admission would make of manifests, without a cluster
     Mutate(Mutate),
+    /// Look at the current cluster: what it offers, its tenants, and what they lack
+    Check(Box<Check>),
     /// Render the webhook configuration, as in webhooks/mutating.yaml
     Manifests(Manifests),
 }
@@ -101,6 +103,26 @@ impl Serve {
     pub fn has(&self, capability: Capability) -> bool {
         if self.only.is_empty() { !self.without.contains(&capability) } else { self.only.contains(&capability) }
     }
+}
+
+/// `tenancy-fixer check`
+#[derive(Args, Clone, Debug)]
+pub struct Check {
+    /// Context of the kubeconfig; KUBECONFIG is used as kubectl does
+    #[arg(long, env = "TENANCY_FIXER_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tenancy: tenancy::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigFile,
 }
 
 /// `tenancy-fixer mutate`

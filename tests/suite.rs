@@ -11,6 +11,8 @@
 mod arrows;
 #[path = "suite/cluster.rs"]
 mod cluster;
+#[path = "suite/envoy.rs"]
+mod envoy;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
 #[path = "suite/later_webhook.rs"]
@@ -27,5 +29,7 @@ mod serve;
 mod server;
 #[path = "suite/support.rs"]
 mod support;
+#[path = "suite/tenancy.rs"]
+mod tenancy;
 #[path = "suite/wire.rs"]
 mod wire;

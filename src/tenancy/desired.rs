@@ -170,11 +170,13 @@ fn envoy_filter(grant: &Grant, offered: Offered, settings: &Settings) -> Value {
     // In a header's value Envoy reads a percent sign as the beginning of a command.
     let header = json!({"key": settings.userid_header, "value": user(grant, settings).replace('%', "%%")});
     let header = if offered.service_role_binding {
-        // An Envoy of those days knows no append_action.
+        // An Envoy of those days knows no append_action, and a later one refuses both at once.
         json!({"append": false, "header": header})
     } else {
         json!({"append_action": "OVERWRITE_IF_EXISTS_OR_ADD", "header": header})
     };
+    // Envoys before 1.24 overlook append_action and would append. Removing comes first in all of them (envoy#5052).
+    let value = json!({"request_headers_to_remove": [settings.userid_header], "request_headers_to_add": [header]});
     let patch = |target: &String| {
         json!({
             "applyTo": "VIRTUAL_HOST",
@@ -182,7 +184,7 @@ fn envoy_filter(grant: &Grant, offered: Offered, settings: &Settings) -> Value {
                 "context": "SIDECAR_OUTBOUND",
                 "routeConfiguration": {"vhost": {"name": virtual_host(target, settings), "route": {"name": "default"}}},
             },
-            "patch": {"operation": "MERGE", "value": {"request_headers_to_add": [header]}},
+            "patch": {"operation": "MERGE", "value": value},
         })
     };
     json!({
@@ -197,8 +199,10 @@ fn virtual_host(target: &str, settings: &Settings) -> String {
     format!("{service}.svc.{}:{port}", settings.cluster_domain)
 }
 
+/// The trust domain is not the cluster's domain: `cluster.local` stands for whatever Istio's own one is
+/// (istio, `pilot/pkg/security/trustdomain/bundle.go`).
 fn principal(tenant: &str, settings: &Settings) -> String {
-    format!("{}/ns/{tenant}/sa/{}", settings.cluster_domain, settings.tenant_service_account)
+    format!("{}/ns/{tenant}/sa/{}", settings.trust_domain, settings.tenant_service_account)
 }
 
 fn user(grant: &Grant, settings: &Settings) -> String {

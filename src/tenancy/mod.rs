@@ -10,6 +10,7 @@ mod plan;
 mod profile;
 mod settings;
 mod state;
+mod survey;
 mod watches;
 
 pub use controller::{Context, run};
@@ -19,3 +20,4 @@ pub use plan::{Action, Observed, plan};
 pub use profile::{Grant, Mesh, NamespaceFacts, ProfileFacts, Verdict, verdict};
 pub use settings::Settings;
 pub use state::State;
+pub use survey::{Survey, survey};

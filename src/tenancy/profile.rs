@@ -136,10 +136,22 @@ fn unfit(owner: &str) -> Option<&'static str> {
         // Proxies take white space off the ends of a header's value (RFC 9110, section 5.5).
         Some("begins or ends with white space")
     } else if owner.chars().any(char::is_control) {
+        // Envoy refuses the whole configuration for some of them and every request for others.
         Some("contains control characters")
+    } else if owner.chars().any(is_invisible) {
+        Some("contains characters that cannot be seen, by which it looks like another one")
     } else {
         None
     }
+}
+
+/// White space other than the common one, and characters that join, direct or hide others (Unicode's category Cf).
+fn is_invisible(character: char) -> bool {
+    let formats = ['\u{ad}', '\u{61c}', '\u{180e}', '\u{feff}'];
+    let ranges = ['\u{200b}'..='\u{200f}', '\u{202a}'..='\u{202e}', '\u{2060}'..='\u{206f}', '\u{e0000}'..='\u{e007f}'];
+    (character.is_whitespace() && character != ' ')
+        || formats.contains(&character)
+        || ranges.iter().any(|range| range.contains(&character))
 }
 
 /// Well below what proxies accept as one header; RFC 5321 allows 254 for a mail address.

@@ -27,9 +27,13 @@ pub struct Settings {
     )]
     pub targets: Vec<String>,
 
-    /// Domain of the cluster's services and, in Istio, of its identities
+    /// Domain of the cluster's services
     #[arg(long, env = "TENANCY_FIXER_CLUSTER_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
+
+    /// Trust domain of the mesh; Istio reads cluster.local as its own one, whatever that is
+    #[arg(long, env = "TENANCY_FIXER_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
 
     /// Service account of a tenant that is let through
     #[arg(long, env = "TENANCY_FIXER_TENANT_SERVICE_ACCOUNT", value_name = "NAME", default_value = names::TENANT_SERVICE_ACCOUNT)]

@@ -23,9 +23,9 @@ const DISCOVERY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the cluster serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Served {
-    profiles: bool,
-    offered: Offered,
+pub(super) struct Served {
+    pub(super) profiles: bool,
+    pub(super) offered: Offered,
 }
 
 /// What the watches tell others, besides filling the state.
@@ -78,7 +78,8 @@ async fn discovered(client: &Client, before: Option<Served>) -> Served {
     }
 }
 
-async fn discover(client: &Client) -> kube::Result<Served> {
+/// Asks once.
+pub(super) async fn discover(client: &Client) -> kube::Result<Served> {
     let groups = client.list_api_groups().await?;
     let serves = |group: &str, version: &str| {
         groups
@@ -121,6 +122,11 @@ pub(super) fn resource(kind: ChildKind) -> ApiResource {
     api_resource(group, version, kind.kind(), kind.plural())
 }
 
+/// The resource of Profiles.
+pub(super) fn profiles() -> ApiResource {
+    api_resource(names::KUBEFLOW_GROUP, "v1", names::PROFILE, "profiles")
+}
+
 fn api_resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
     ApiResource {
         group: group.to_owned(),
@@ -152,7 +158,7 @@ async fn follow(client: &Client, served: Served, state: &State, listener: &impl 
         Some(of_namespace(object))
     }));
     if served.profiles {
-        let api = Api::all_with(client.clone(), &api_resource(names::KUBEFLOW_GROUP, "v1", names::PROFILE, "profiles"));
+        let api = Api::all_with(client.clone(), &profiles());
         watches.push(steps(Source::Profiles, api, None, |object: &DynamicObject| Some(of_profile(object))));
     }
     for kind in ChildKind::ALL.into_iter().filter(|kind| served.offered.has(*kind)) {

@@ -44,7 +44,7 @@ impl Scene {
                 support::try_kubectl(&["get", "serviceaccount", "default", "-n", namespace]).status.success()
             });
         }
-        let certificate = Certificate::make(&support::folder(&name));
+        let certificate = Certificate::make(&support::folder(test));
         Self { name, tenant, outside, certificate }
     }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use tenancy_fixer::cli::{Cli, Command as CliCommand};
 use tenancy_fixer::mutate::Settings;
+use tenancy_fixer::tenancy;
 
 /// The checkout.
 pub fn root() -> &'static Path {
@@ -76,6 +77,14 @@ pub fn settings(flags: &[impl AsRef<str>]) -> Settings {
     let cli = Cli::from_arguments(arguments.map(OsString::from).collect()).unwrap_or_else(|error| panic!("{error}"));
     let CliCommand::Mutate(mutate) = cli.command else { panic!("mutate was asked for") };
     mutate.mutation
+}
+
+/// Settings of the tenancy capability, as the command line has them.
+pub fn tenancy_settings(flags: &[&str]) -> tenancy::Settings {
+    let arguments = ["tenancy-fixer", "check"].into_iter().chain(flags.iter().copied());
+    let cli = Cli::from_arguments(arguments.map(OsString::from).collect()).unwrap_or_else(|error| panic!("{error}"));
+    let CliCommand::Check(check) = cli.command else { panic!("check was asked for") };
+    check.tenancy
 }
 
 /// A folder of a test's own below `target`, empty.

@@ -225,6 +225,35 @@ fn profile_and_namespace_in_either_order_bring_the_objects_within_a_second() {
 }
 
 #[test]
+fn check_says_what_a_tenant_lacks() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "check");
+    let check = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+        let output = command.arg("check").env("KUBECONFIG", scene.cluster.kubeconfig()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let tenant = scene.tenant("checked");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    let (sound, said) = check();
+    assert!(!sound);
+    assert!(said.contains(&format!("tenant {tenant}: acts as alice@example.com by header\n  AuthorizationPolicy kubeflow/bind-ml-pipeline-{tenant} is missing; ")), "{said}");
+    let _server = scene.lead(&[]);
+    wait_for("its objects", || scene.granted(&tenant));
+    assert!(check().0);
+    scene.annotate(&tenant, "owner=eve@example.com");
+    let (sound, said) = check();
+    assert!(
+        !sound
+            && said.contains(&format!(
+                "tenant {tenant}: REFUSED: the namespace's annotation owner is \"eve@example.com\""
+            )),
+        "{said}"
+    );
+}
+
+#[test]
 fn edits_are_repaired_deletions_made_good_and_others_objects_left_alone() {
     let cluster = Cluster::shared();
     let scene = Scene::new(&cluster, "repair");
