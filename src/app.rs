@@ -69,7 +69,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
     let admission = async {
         if settings.has(Capability::Admission) {
-            let handler = admission_handler(settings.mutation, namespaces);
+            let handler = admission_handler(settings.in_cluster.mutation, namespaces);
             server::serve(listener, Some(tls), handler, until(&stop)).await;
         }
     };
@@ -93,13 +93,13 @@ async fn tenancy_context(
     state: &Arc<tenancy::State>,
     registry: &mut Registry,
 ) -> anyhow::Result<tenancy::Context> {
-    let client = client(settings.context.clone())
+    let client = client(settings.in_cluster.context.clone())
         .await
         .context("the capability tenancy needs a cluster; --only admission does without")?;
     Ok(tenancy::Context {
         client,
-        settings: settings.tenancy.clone(),
-        identity: settings.mutation.identity,
+        settings: settings.in_cluster.tenancy.clone(),
+        identity: settings.in_cluster.mutation.identity,
         state: Arc::clone(state),
         metrics: tenancy::Metrics::register(registry),
         instance: instance(),
@@ -194,8 +194,10 @@ fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
 fn check(settings: &Check) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let survey = runtime.block_on(async {
-        let client = client(settings.context.clone()).await.context("finding the cluster")?;
-        tenancy::survey(&client, &settings.tenancy, settings.mutation.identity).await.context("looking at the cluster")
+        let client = client(settings.in_cluster.context.clone()).await.context("finding the cluster")?;
+        tenancy::survey(&client, &settings.in_cluster.tenancy, settings.in_cluster.mutation.identity)
+            .await
+            .context("looking at the cluster")
     })?;
     print(&survey.to_string())?;
     ensure!(survey.is_sound(), "something needs attention; see above");

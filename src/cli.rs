@@ -40,6 +40,26 @@ pub struct ConfigFile {
     pub config: Option<String>,
 }
 
+/// What every command needs that knows a cluster.
+#[derive(Args, Clone, Debug)]
+pub struct InCluster {
+    /// Context of the kubeconfig, outside a cluster; KUBECONFIG is used as kubectl does
+    #[arg(long, env = "TENANCY_FIXER_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tenancy: tenancy::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigFile,
+}
+
 /// A part of the server that can be switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Capability {
@@ -76,25 +96,13 @@ pub struct Serve {
     #[arg(long, env = "TENANCY_FIXER_WITHOUT", value_name = "NAMES", value_delimiter = ',')]
     pub without: Vec<Capability>,
 
-    /// Context of the kubeconfig, outside a cluster; KUBECONFIG is used as kubectl does
-    #[arg(long, env = "TENANCY_FIXER_CONTEXT", value_name = "NAME")]
-    pub context: Option<String>,
-
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub mutation: mutate::Settings,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub tenancy: tenancy::Settings,
+    pub in_cluster: InCluster,
 
     #[command(flatten)]
     #[allow(missing_docs)]
     pub logs: telemetry::Settings,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub config: ConfigFile,
 }
 
 impl Serve {
@@ -108,21 +116,9 @@ impl Serve {
 /// `tenancy-fixer check`
 #[derive(Args, Clone, Debug)]
 pub struct Check {
-    /// Context of the kubeconfig; KUBECONFIG is used as kubectl does
-    #[arg(long, env = "TENANCY_FIXER_CONTEXT", value_name = "NAME")]
-    pub context: Option<String>,
-
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub mutation: mutate::Settings,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub tenancy: tenancy::Settings,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub config: ConfigFile,
+    pub in_cluster: InCluster,
 }
 
 /// `tenancy-fixer mutate`

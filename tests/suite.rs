@@ -11,6 +11,10 @@
 mod arrows;
 #[path = "suite/cluster.rs"]
 mod cluster;
+#[path = "suite/create_cert.rs"]
+mod create_cert;
+#[path = "suite/deploy.rs"]
+mod deploy;
 #[path = "suite/envoy.rs"]
 mod envoy;
 #[path = "suite/fixtures.rs"]

@@ -1,16 +1,20 @@
 //! Tenancy: every profile's namespace has the Istio objects by which its pods are known to Kubeflow Pipelines.
 //!
 //! `profile` judges whose a namespace is, `desired` says what it should have, `plan` compares that with what is there;
-//! these are pure. `watches` fill the `state` on every replica, `controller` carries the plans out on the one that holds the Lease.
+//! these are pure. `watches` fill the `state` on every replica, `controller` carries the plans out on the one that holds the Lease (`act`
+//! writes, `tell` says so, `progress` is what it remembers). `survey` is one look for `tenancy-fixer check`.
 
+mod act;
 mod controller;
 mod desired;
 mod metrics;
 mod plan;
 mod profile;
+mod progress;
 mod settings;
 mod state;
 mod survey;
+mod tell;
 mod watches;
 
 pub use controller::{Context, run};

@@ -91,15 +91,15 @@ mod tests {
         Child { kind, object: json!({"metadata": {"labels": labels, "ownerReferences": []}, "spec": spec}) }
     }
 
-    fn stored(object: &Value, ours: bool) -> Option<Observed> {
-        Some(Observed { uid: "uid".into(), ours, ..Observed::of(object) })
+    fn stored(object: &Value, ours: bool) -> Observed {
+        Observed { uid: "uid".into(), ours, ..Observed::of(object) }
     }
 
     #[test]
     fn what_is_right_is_left_and_what_is_missing_is_made_server_side_first() {
         let desired = [child(ChildKind::AuthorizationPolicy, "policy"), child(ChildKind::EnvoyFilter, "filter")];
         assert_eq!(plan(&desired, |_| None), [Action::Create(&desired[0]), Action::Create(&desired[1])]);
-        let there = |kind| stored(&desired.iter().find(|child| child.kind == kind)?.object, true);
+        let there = |kind| Some(stored(&desired.iter().find(|child| child.kind == kind)?.object, true));
         assert_eq!(plan(&desired, there), []);
     }
 
@@ -109,7 +109,7 @@ mod tests {
         let other = child(ChildKind::EnvoyFilter, "other").object;
         let there = |ours: bool| {
             let other = &other;
-            move |kind| (kind == ChildKind::EnvoyFilter).then(|| stored(other, ours)).flatten()
+            move |kind| (kind == ChildKind::EnvoyFilter).then(|| stored(other, ours))
         };
         assert_eq!(plan(&desired, there(true)), [Action::Repair(&desired[0])]);
         assert_eq!(plan(&desired, there(false)), [Action::Taken(&desired[0])]);
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_withdrawal_begins_with_the_clients_side() {
         let object = child(ChildKind::EnvoyFilter, "filter").object;
-        let kinds: Vec<_> = plan(&[], |_| stored(&object, true))
+        let kinds: Vec<_> = plan(&[], |_| Some(stored(&object, true)))
             .into_iter()
             .map(|action| if let Action::Delete(kind, _) = action { kind } else { panic!("{action:?}") })
             .collect();

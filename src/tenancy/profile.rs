@@ -191,7 +191,7 @@ mod tests {
         Verdict::Tenant(Grant { owner: "alice@example.com".into(), identity })
     }
 
-    fn refusal(verdict: Verdict) -> &'static str {
+    fn refusal(verdict: &Verdict) -> &'static str {
         let Verdict::Refused { reason, .. } = verdict else { panic!("not refused: {verdict:?}") };
         reason
     }
@@ -216,16 +216,16 @@ mod tests {
     #[test]
     fn nothing_is_granted_in_doubt() {
         let stolen = NamespaceFacts { controller: Some(("alice".into(), "an older profile".into())), ..namespace() };
-        assert_eq!(refusal(judged(&stolen, &profile())), "NamespaceOfAnotherProfile");
+        assert_eq!(refusal(&judged(&stolen, &profile())), "NamespaceOfAnotherProfile");
         let others = NamespaceFacts { controller: Some(("bob".into(), "profile".into())), ..namespace() };
-        assert_eq!(refusal(judged(&others, &profile())), "NamespaceOfAnotherProfile");
+        assert_eq!(refusal(&judged(&others, &profile())), "NamespaceOfAnotherProfile");
         let disagreeing = NamespaceFacts { owner: Some("bob@example.com".into()), ..namespace() };
-        assert_eq!(refusal(judged(&disagreeing, &profile())), "OwnersDisagree");
+        assert_eq!(refusal(&judged(&disagreeing, &profile())), "OwnersDisagree");
         let silent = NamespaceFacts { owner: None, ..namespace() };
-        assert_eq!(refusal(judged(&silent, &profile())), "OwnersDisagree");
+        assert_eq!(refusal(&judged(&silent, &profile())), "OwnersDisagree");
         for kind in ["Group", "ServiceAccount", "", "user"] {
             let profile = ProfileFacts { owner_kind: kind.into(), ..profile() };
-            assert_eq!(refusal(judged(&namespace(), &profile)), "OwnerIsNoUser");
+            assert_eq!(refusal(&judged(&namespace(), &profile)), "OwnerIsNoUser");
         }
     }
 
@@ -250,7 +250,7 @@ mod tests {
         ] {
             let namespace = NamespaceFacts { owner: Some(name.into()), ..namespace() };
             let profile = ProfileFacts { owner_name: name.into(), ..profile() };
-            assert_eq!(refusal(judged(&namespace, &profile)), "OwnerNameUnfit", "{name:?}");
+            assert_eq!(refusal(&judged(&namespace, &profile)), "OwnerNameUnfit", "{name:?}");
         }
     }
 
@@ -263,6 +263,6 @@ mod tests {
         assert_eq!(judged(&ambient, &profile()), granted(Identity::Token));
         let without_sidecars = NamespaceFacts { mesh: Mesh::None, ..with("auto") };
         assert_eq!(judged(&without_sidecars, &profile()), granted(Identity::Token));
-        assert_eq!(refusal(judged(&with("Token"), &profile())), "IdentityUnknown");
+        assert_eq!(refusal(&judged(&with("Token"), &profile())), "IdentityUnknown");
     }
 }

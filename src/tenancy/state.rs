@@ -8,7 +8,9 @@ use kube::ResourceExt as _;
 use kube::api::{DynamicObject, PartialObjectMeta};
 use serde_json::Value;
 
-use super::{ChildKind, Mesh, NamespaceFacts, Observed, ProfileFacts};
+use super::{
+    Child, ChildKind, Mesh, NamespaceFacts, Observed, Offered, ProfileFacts, Settings, Verdict, desired, verdict,
+};
 use crate::cluster::identity::Identity;
 use crate::cluster::names;
 
@@ -44,6 +46,23 @@ impl Facts {
     pub(super) fn tenants(&self) -> BTreeSet<String> {
         let children = self.children.keys().map(|(_, tenant)| tenant);
         self.profiles.keys().chain(children).cloned().collect()
+    }
+
+    /// Whose a namespace is by these facts, and what it should have because of that.
+    pub(super) fn judge(
+        &self,
+        tenant: &str,
+        identity: Identity,
+        offered: Offered,
+        settings: &Settings,
+    ) -> (Verdict, Vec<Child>) {
+        let namespace = self.namespaces.get(tenant);
+        let verdict = verdict(tenant, namespace, self.profiles.get(tenant), identity);
+        let children = match (&verdict, namespace) {
+            (Verdict::Tenant(grant), Some(namespace)) => desired(tenant, namespace, grant, offered, settings),
+            _ => Vec::new(),
+        };
+        (verdict, children)
     }
 }
 

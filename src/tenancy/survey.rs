@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::state::{Fact, Facts, of_child, of_namespace, of_profile};
 use super::watches::{Served, discover, profiles, resource};
-use super::{Action, ChildKind, Settings, Verdict, desired, plan, verdict};
+use super::{Action, ChildKind, Settings, Verdict, plan};
 use crate::cluster::identity::Identity;
 use crate::cluster::names;
 
@@ -74,12 +74,7 @@ where
 
 impl Tenant {
     fn of(name: String, facts: &Facts, served: Served, settings: &Settings, identity: Identity) -> Self {
-        let namespace = facts.namespaces.get(&name);
-        let verdict = verdict(&name, namespace, facts.profiles.get(&name), identity);
-        let children = match (&verdict, namespace) {
-            (Verdict::Tenant(grant), Some(namespace)) => desired(&name, namespace, grant, served.offered, settings),
-            _ => Vec::new(),
-        };
+        let (verdict, children) = facts.judge(&name, identity, served.offered, settings);
         let found = |kind| facts.children.get(&(kind, name.clone())).cloned();
         let missing = plan(&children, found).iter().map(|action| said(action, &name)).collect();
         Self { name, verdict, missing }

@@ -106,6 +106,10 @@ impl Server {
         exit_code(&mut self.process)
     }
 
+    pub fn target(&self) -> Target {
+        Target { address: self.address, ca: self.ca.clone() }
+    }
+
     /// Opens a TLS connection that trusts the certificate's authority.
     pub async fn connect(&self) -> TlsStream<TcpStream> {
         connect(self.address, &self.ca).await.unwrap()
@@ -164,18 +168,31 @@ pub async fn connect(address: SocketAddr, ca: &Path) -> std::io::Result<TlsStrea
 
 /// One request on a connection of its own.
 pub fn post(server: &Server, path: &str, body: impl Into<Bytes>) -> Response<Bytes> {
-    let body = body.into();
-    block_on(async {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(server.connect().await)).await.unwrap();
-        let driver = tokio::spawn(connection);
-        let request = Request::post(path).header("host", "localhost").header("content-type", "application/json");
-        let response = sender.send_request(request.body(Full::new(body)).unwrap()).await.unwrap();
-        let (head, body) = response.into_parts();
-        let response = Response::from_parts(head, body.collect().await.unwrap().to_bytes());
-        drop(sender);
-        driver.await.unwrap().unwrap();
-        response
-    })
+    server.target().post(path, body)
+}
+
+/// Where a server is, for those who outlive their hold on it.
+pub struct Target {
+    address: SocketAddr,
+    ca: PathBuf,
+}
+
+impl Target {
+    pub fn post(&self, path: &str, body: impl Into<Bytes>) -> Response<Bytes> {
+        let body = body.into();
+        block_on(async {
+            let stream = connect(self.address, &self.ca).await.unwrap();
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+            let driver = tokio::spawn(connection);
+            let request = Request::post(path).header("host", "localhost").header("content-type", "application/json");
+            let response = sender.send_request(request.body(Full::new(body)).unwrap()).await.unwrap();
+            let (head, body) = response.into_parts();
+            let response = Response::from_parts(head, body.collect().await.unwrap().to_bytes());
+            drop(sender);
+            driver.await.unwrap().unwrap();
+            response
+        })
+    }
 }
 
 /// One GET on the operations port.

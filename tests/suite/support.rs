@@ -84,7 +84,7 @@ pub fn tenancy_settings(flags: &[&str]) -> tenancy::Settings {
     let arguments = ["tenancy-fixer", "check"].into_iter().chain(flags.iter().copied());
     let cli = Cli::from_arguments(arguments.map(OsString::from).collect()).unwrap_or_else(|error| panic!("{error}"));
     let CliCommand::Check(check) = cli.command else { panic!("check was asked for") };
-    check.tenancy
+    check.in_cluster.tenancy
 }
 
 /// A folder of a test's own below `target`, empty.
@@ -148,6 +148,10 @@ impl Cluster {
                 Command::new(root().join("tests/cluster").join(name)).arg(folder).output().expect("the script runs");
             assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         }
+    }
+
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
     }
 
     pub fn kubeconfig(&self) -> &Path {

@@ -5,7 +5,9 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -155,6 +157,10 @@ impl<'c> Scene<'c> {
 
 impl Drop for Scene<'_> {
     fn drop(&mut self) {
+        if self.cluster.is_own() {
+            // All of it goes.
+            return;
+        }
         let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         let bindings: Vec<String> = tenants.iter().map(|tenant| format!("bind-ml-pipeline-{tenant}")).collect();
         let delete = |kind: &str, names: &[String], more: &[&str]| {
@@ -389,11 +395,12 @@ fn a_namespace_chooses_its_identity_and_admission_follows() {
 #[test]
 fn many_namespaces_at_once_take_one_write_an_object_and_a_restart_takes_none() {
     const TENANTS: usize = 200;
-    let cluster = Cluster::shared();
+    let cluster = Cluster::own("many");
     let scene = Scene::new(&cluster, "many");
     let tenants: Vec<String> = (0..TENANTS).map(|number| scene.tenant(&format!("many-{number}"))).collect();
     let mut server = scene.lead(&[]);
     let before = scene.audit_end();
+    let load = Load::on(&server);
     let documents = |of: fn(&str, &str) -> Value| -> String {
         tenants.iter().map(|tenant| of(tenant, "alice@example.com").to_string() + "\n---\n").collect()
     };
@@ -405,6 +412,7 @@ fn many_namespaces_at_once_take_one_write_an_object_and_a_restart_takes_none() {
     wait_for("all objects", || {
         ["envoyfilters", "authorizationpolicies", "servicerolebindings"].iter().all(|list| ours(list) >= TENANTS)
     });
+    assert!(load.end() > 100, "reviews were answered all the while");
     let count = |from: usize, verb: &str, resource: &str| {
         scene.requests(from).iter().filter(|(found, of)| found == verb && of == resource).count()
     };
@@ -435,6 +443,37 @@ fn many_namespaces_at_once_take_one_write_an_object_and_a_restart_takes_none() {
     let granted =
         metrics.lines().find(|line| line.starts_with("tenancy_fixer_tenancy_tenants{state=\"granted\"}")).unwrap();
     assert!(granted.rsplit(' ').next().unwrap().parse::<usize>().unwrap() > TENANTS, "{granted}");
+}
+
+/// Reviews one after another, until told to end.
+struct Load {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<usize>,
+}
+
+impl Load {
+    fn on(server: &Server) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, target) = (Arc::clone(&stop), server.target());
+        let thread = thread::spawn(move || {
+            let pod =
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"notebook-name": "a"}}, "spec": {}});
+            let review = crate::wire::review(&pod).to_string();
+            let mut answered = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                assert_eq!(target.post("/pod/mutate", review.clone()).status(), 200);
+                answered += 1;
+            }
+            answered
+        });
+        Self { stop, thread }
+    }
+
+    /// How many were answered, all of them well.
+    fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
 
 #[test]

@@ -1,0 +1,123 @@
+//! What is done: server-side apply and deletion, each told in one line.
+
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::runtime::events::EventType;
+use tracing::{info, warn};
+
+use super::controller::Worker;
+use super::plan::fingerprint;
+use super::progress::lock;
+use super::state::{Fact, of_child};
+use super::watches::resource;
+use super::{Action, Child, ChildKind};
+use crate::cluster::names;
+
+impl Worker {
+    pub(super) async fn act(&self, tenant: &str, action: Action<'_>) -> Result<(), Trouble> {
+        match action {
+            Action::Create(child) => self.apply(tenant, child, false).await,
+            Action::Repair(child) => {
+                // Somebody who undoes every repair gets them more and more slowly.
+                lock(&self.progress).entry(tenant.to_owned()).or_default().repair().map_err(Trouble::Contested)?;
+                self.apply(tenant, child, true).await
+            }
+            Action::Delete(kind, uid) => self.delete(tenant, kind, uid).await,
+            Action::Taken(child) => {
+                let (namespace, name) = child.kind.place(tenant);
+                let kind = child.kind.kind();
+                let message = format!(
+                    "{kind} {namespace}/{name} is there without our label {}=true and is left alone; delete or rename it, or add the label to hand it over",
+                    names::TENANT_LABEL
+                );
+                self.tell(tenant, "PlaceTaken", &message).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Server-side apply. Without force where nothing should be there: what is there after all is somebody else's.
+    async fn apply(&self, tenant: &str, child: &Child, repair: bool) -> Result<(), Trouble> {
+        let (namespace, name) = child.kind.place(tenant);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.context.client.clone(), &namespace, &resource(child.kind));
+        let parameters = PatchParams { force: repair, ..PatchParams::apply(names::FIELD_MANAGER) };
+        let stored = api
+            .patch(&name, &parameters, &Patch::Apply(&child.object))
+            .await
+            .map_err(|error| Trouble::of("applying", child.kind, &error))?;
+        let action = if repair { "repaired" } else { "created" };
+        self.context.metrics.wrote(child.kind, action);
+        let (wanted, became) = (fingerprint(&child.object), self.learn(tenant, child.kind, &stored));
+        let spec = child.object.get("spec").map(ToString::to_string);
+        info!(tenant, kind = child.kind.kind(), namespace, name, action, spec, "changed");
+        if let Some(became) = became.filter(|became| *became != wanted) {
+            warn!(tenant, kind = child.kind.kind(), namespace, name, "it has fields of other managers, which stay");
+            lock(&self.progress).entry(tenant.to_owned()).or_default().settled.insert(child.kind, (wanted, became));
+        }
+        if repair {
+            let note =
+                format!("{} {namespace}/{name} had been changed and is as it should be again", child.kind.kind());
+            self.publish(tenant, EventType::Normal, "Repaired", &note).await;
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, tenant: &str, kind: ChildKind, uid: String) -> Result<(), Trouble> {
+        let (namespace, name) = kind.place(tenant);
+        let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), &namespace, &resource(kind));
+        let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match api.delete(&name, &parameters).await {
+            Ok(_) => {}
+            // Gone, or another one by now: the watch will tell.
+            Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => {}
+            Err(error) => return Err(Trouble::of("deleting", kind, &error)),
+        }
+        self.context.state.write().children.remove(&(kind, tenant.to_owned()));
+        self.context.metrics.wrote(kind, "deleted");
+        info!(tenant, kind = kind.kind(), namespace, name, action = "deleted", "changed");
+        let note = format!("{} {namespace}/{name} was withdrawn", kind.kind());
+        self.publish(tenant, EventType::Normal, "Withdrawn", &note).await;
+        Ok(())
+    }
+
+    /// Takes what the API server answered into account at once, so that its event brings nothing new.
+    fn learn(&self, tenant: &str, kind: ChildKind, stored: &DynamicObject) -> Option<u64> {
+        let (_, fact) = of_child(kind, stored)?;
+        let Fact::Child(_, observed) = &fact else { return None };
+        let fingerprint = observed.fingerprint;
+        fact.learn(tenant, &mut self.context.state.write());
+        Some(fingerprint)
+    }
+}
+
+/// Why a tenant is not done.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    LeaseLost,
+    /// So many repairs in the window.
+    Contested(usize),
+    Api(String),
+}
+
+impl Trouble {
+    fn of(doing: &str, kind: ChildKind, error: &kube::Error) -> Self {
+        Self::Api(format!("{doing} its {}: {error}", kind.kind()))
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::LeaseLost => out.write_str("the lease is lost"),
+            Self::Contested(times) => {
+                write!(
+                    out,
+                    "its objects were repaired {times} times within a minute and are changed again: another manager contests them"
+                )
+            }
+            Self::Api(text) => out.write_str(text),
+        }
+    }
+}

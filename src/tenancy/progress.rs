@@ -1,0 +1,67 @@
+//! What the writing replica remembers of a tenant between two looks, and how long it pauses.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::ChildKind;
+
+/// Pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest time between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Somebody who undoes what we do more often than this within [`CONTEST_WINDOW`] is contesting it.
+const CONTEST_LIMIT: usize = 5;
+/// Time in which repairs are counted.
+const CONTEST_WINDOW: Duration = Duration::from_mins(1);
+
+/// What is remembered of a tenant between two looks.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Last verdict's [`Verdict::state`].
+    pub(super) state: Option<&'static str>,
+    /// Last trouble that was told, so that it is told once.
+    pub(super) told: Option<String>,
+    /// Failures in a row.
+    pub(super) failures: u32,
+    /// No attempt before this time.
+    pub(super) not_before: Option<Instant>,
+    /// When we repaired something of theirs.
+    repairs: Vec<Instant>,
+    /// Pairs of what we wanted and what the API server made of it, fields of other managers included.
+    pub(super) settled: HashMap<ChildKind, (u64, u64)>,
+}
+
+impl Progress {
+    /// Counts a repair; how many there were of late, if that is too many for another one.
+    pub(super) fn repair(&mut self) -> Result<(), usize> {
+        self.repairs.retain(|at| at.elapsed() < CONTEST_WINDOW);
+        if self.repairs.len() >= CONTEST_LIMIT {
+            return Err(self.repairs.len());
+        }
+        self.repairs.push(Instant::now());
+        Ok(())
+    }
+}
+
+/// Doubles with every failure.
+pub(super) fn pause(failures: u32) -> Duration {
+    SHORTEST_PAUSE.saturating_mul(1 << failures.min(16)).min(LONGEST_PAUSE)
+}
+
+/// A lock that a panic elsewhere does not take away.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit() {
+        assert_eq!(pause(0), SHORTEST_PAUSE);
+        assert_eq!(pause(2), SHORTEST_PAUSE * 4);
+        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+    }
+}

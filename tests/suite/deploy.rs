@@ -1,0 +1,132 @@
+//! What is applied to a cluster: accepted by a real API server, understood by the binary, and hardened.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tenancy_fixer::yaml;
+
+use crate::support::{self, Cluster, kubectl};
+
+/// Every object of the base.
+fn base() -> Vec<Value> {
+    let rendered = kubectl(&["kustomize", "k8s-resources/base"]);
+    yaml::documents("base", &rendered).unwrap().into_iter().map(|document| document.content).collect()
+}
+
+fn of_kind<'o>(objects: &'o [Value], kind: &str) -> &'o Value {
+    objects.iter().find(|object| object["kind"] == kind).unwrap_or_else(|| panic!("no {kind} in the base"))
+}
+
+#[test]
+fn the_api_server_accepts_every_object() {
+    let cluster = Cluster::shared();
+    for namespace in ["kubeflow", "kubeflow-extension"] {
+        cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
+    }
+    let objects = base();
+    assert!(objects.len() >= 12, "{}", objects.len());
+    for object in objects {
+        // Strictly: a field that the API server does not know is a mistake.
+        let arguments =
+            ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"];
+        let (_, said) = cluster.kubectl_with(&arguments, &object.to_string());
+        assert!(!said.contains("Warning"), "{}: {said}", object["kind"]);
+        assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/name"], "tenancy-fixer", "{}", object["kind"]);
+    }
+}
+
+#[test]
+fn the_binary_understands_the_shipped_settings() {
+    let objects = base();
+    let settings = of_kind(&objects, "ConfigMap")["data"]["settings.yaml"].as_str().unwrap();
+    let file = support::folder("deploy").join("settings.yaml");
+    // The files that they name are in the pod only; an unknown key or value would be told before these are missed.
+    fs::write(&file, settings).unwrap();
+    let deployment = of_kind(&objects, "Deployment");
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+    let arguments = arguments.into_iter().map(|argument| {
+        if argument == "/etc/tenancy-fixer/settings.yaml" { file.display().to_string() } else { argument }
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer")).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("reading the certificate /etc/tenancy-fixer/tls/tls.crt"), "{said}");
+}
+
+#[test]
+fn the_pods_may_do_no_more_than_they_need() {
+    let objects = base();
+    let spec = &of_kind(&objects, "Deployment")["spec"];
+    assert!(spec["replicas"].as_u64().unwrap() >= 2);
+    let pod = &spec["template"]["spec"];
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+    assert!(pod["affinity"]["podAntiAffinity"].is_object());
+    assert_eq!(pod.get("hostNetwork"), None);
+    for container in pod["containers"].as_array().unwrap() {
+        let context = &container["securityContext"];
+        assert_eq!(context["readOnlyRootFilesystem"], true);
+        assert_eq!(context["allowPrivilegeEscalation"], false);
+        assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}));
+        for field in ["readinessProbe", "livenessProbe"] {
+            assert!(container[field].is_object(), "{field}");
+        }
+        for field in ["requests", "limits"] {
+            assert!(container["resources"][field]["memory"].is_string(), "{field}");
+        }
+    }
+    assert_eq!(spec["template"]["metadata"]["labels"]["sidecar.istio.io/inject"], "false");
+    assert_eq!(
+        of_kind(&objects, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"],
+        "restricted"
+    );
+    assert!(of_kind(&objects, "PodDisruptionBudget").is_object() && of_kind(&objects, "NetworkPolicy").is_object());
+}
+
+#[test]
+fn the_roles_have_no_wildcards_and_nothing_that_grants_more() {
+    for object in base().iter().filter(|object| ["ClusterRole", "Role"].contains(&object["kind"].as_str().unwrap())) {
+        for rule in object["rules"].as_array().unwrap() {
+            let rule = rule.to_string();
+            for word in [
+                "*",
+                "secrets",
+                "escalate",
+                "impersonate",
+                "\"bind\"",
+                "\"rolebindings",
+                "pods",
+                "webhookconfigurations",
+            ] {
+                assert!(!rule.contains(word), "{word} in {rule}");
+            }
+        }
+    }
+}
+
+/// What selects the pods, what the webhooks call and what the Service offers are the same thing in three places.
+#[test]
+fn the_webhooks_reach_the_pods() {
+    let objects = base();
+    let service = of_kind(&objects, "Service");
+    let template = &of_kind(&objects, "Deployment")["spec"]["template"];
+    for (label, value) in service["spec"]["selector"].as_object().unwrap() {
+        assert_eq!(template["metadata"]["labels"][label], *value);
+    }
+    let port = service["spec"]["ports"].as_array().unwrap().iter().find(|port| port["port"] == 443).unwrap();
+    let ports = template["spec"]["containers"][0]["ports"].as_array().unwrap();
+    assert!(
+        ports
+            .iter()
+            .any(|offered| offered["name"] == port["targetPort"] || offered["containerPort"] == port["targetPort"])
+    );
+    let configuration = of_kind(&objects, "MutatingWebhookConfiguration");
+    for webhook in configuration["webhooks"].as_array().unwrap() {
+        let called = &webhook["clientConfig"]["service"];
+        assert_eq!(
+            (&called["name"], &called["namespace"], &called["port"]),
+            (&service["metadata"]["name"], &service["metadata"]["namespace"], &json!(443))
+        );
+    }
+}
