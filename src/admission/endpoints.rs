@@ -8,7 +8,7 @@ use crate::cluster::names;
 /// One path that the API server calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
-    /// Pods of notebooks.
+    /// Pods of notebooks, and of jobs that have our label.
     PodMutate,
     /// Jobs that a Trial owns or that ask for it.
     JobMutate,
@@ -120,13 +120,14 @@ impl Endpoint {
     pub fn match_conditions(self) -> Vec<MatchCondition> {
         match self {
             Self::PodMutate => {
-                let (notebook, workspace) = (label(names::NOTEBOOK_LABEL), label(names::WORKSPACE_LABEL));
+                let ours = [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL, names::TENANT_LABEL]
+                    .map(|key| format!("({})", label(key)));
                 let mirror = format!(
                     "has(object.metadata.annotations) && '{}' in object.metadata.annotations",
                     names::MIRROR_ANNOTATION
                 );
                 vec![
-                    MatchCondition { name: "notebook", expression: format!("({notebook}) || ({workspace})") },
+                    MatchCondition { name: "notebook-or-labelled", expression: ours.join(" || ") },
                     MatchCondition { name: "not-mirror", expression: format!("!({mirror})") },
                     MatchCondition {
                         name: "not-host-network",

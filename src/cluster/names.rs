@@ -52,6 +52,8 @@ pub const PIPELINES_TOKEN_AUDIENCE: &str = "pipelines.kubeflow.org";
 
 /// API group of Katib and of the legacy training operator.
 pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
+/// Containers that Katib's webhook adds for metrics: to standard output and files, and to anything else.
+pub const KATIB_COLLECTORS: &[&str] = &["metrics-logger-and-collector", "metrics-collector"];
 /// Kind of one run of a Katib experiment.
 pub const TRIAL: &str = "Trial";
 /// Kind that gives a user a namespace of its own name.

@@ -1,11 +1,12 @@
 //! What admission makes of an object. Pure: a request and settings in, an [`Outcome`] out; no client, no clock, no state.
 //!
 //! One file for each kind of object (`pod`, `job`, `trial`, `train_job`), `template` for what they share, and one file for
-//! each change (`identity`, `service_account`, `sidecar`).
+//! each change (`identity`, `service_account`, `sidecar`, `katib`).
 //! Everything is idempotent: the API server may call again when another webhook has changed the object.
 
 mod identity;
 mod job;
+mod katib;
 mod pod;
 mod service_account;
 mod settings;

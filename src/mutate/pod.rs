@@ -1,7 +1,8 @@
-//! Pods: a notebook's gets the tenant label and its identity. Others are not ours.
+//! Pods: a notebook's gets the tenant label and its identity; a Katib trial's ends although it has a sidecar. Others are
+//! not ours.
 
 use super::view::{Metadata, PodSpec};
-use super::{Settings, Wish, identity, warn_of_odd_wish};
+use super::{Settings, Wish, identity, katib, warn_of_odd_wish};
 use crate::admission::Outcome;
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::patch::Patch;
@@ -14,32 +15,54 @@ pub(super) fn decide(pod: Node<'_>, identity: Identity, settings: &Settings) -> 
     if Wish::of(&metadata) == Wish::Out {
         return Ok(Wish::opted_out());
     }
-    if let Some(reason) = not_ours(&metadata, &spec) {
+    if let Some(reason) = never_ours(&metadata, &spec) {
         return Ok(Outcome::unchanged(reason));
     }
-    let mut outcome = Outcome { reason: "notebook pod".into(), ..Outcome::default() };
-    label(&metadata, &mut outcome.patch);
-    identity::give(&spec, identity, settings, &mut outcome);
+    if [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL].iter().any(|label| metadata.label(label).is_some()) {
+        return Ok(notebook(&metadata, &spec, identity, settings));
+    }
+    if Wish::of(&metadata) == Wish::In {
+        return Ok(workload(&spec));
+    }
+    let mut outcome = Outcome::unchanged("neither a notebook nor a tenant's job");
     warn_of_odd_wish(&metadata, &mut outcome);
     Ok(outcome)
 }
 
-fn not_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static str> {
-    let notebook = metadata.label(names::NOTEBOOK_LABEL).or(metadata.label(names::WORKSPACE_LABEL));
+fn never_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static str> {
     if metadata.annotation(names::MIRROR_ANNOTATION).is_some() {
         Some("mirror pods cannot be changed")
     } else if spec.host_network {
         Some("pods in the host's network have no sidecar and no tenant identity")
     } else if metadata.label(names::INFERENCE_SERVICE_LABEL).is_some() {
         Some("KServe looks after its own pods")
-    } else if notebook.is_none() {
-        Some("not a notebook")
     } else {
         None
     }
 }
 
-fn label(metadata: &Metadata<'_>, patch: &mut Patch) {
+fn notebook(metadata: &Metadata<'_>, spec: &PodSpec<'_>, identity: Identity, settings: &Settings) -> Outcome {
+    let mut outcome = Outcome { reason: "notebook pod".into(), ..Outcome::default() };
+    patch_label(metadata, &mut outcome.patch);
+    identity::give(spec, identity, settings, &mut outcome);
+    warn_of_odd_wish(metadata, &mut outcome);
+    outcome
+}
+
+/// A pod of a job or Trial that has our label: what Istio and Katib have made of it ends when its work does.
+fn workload(spec: &PodSpec<'_>) -> Outcome {
+    if !spec.has_proxy {
+        return Outcome::unchanged("no sidecar (yet)");
+    }
+    if katib::collectors(spec).next().is_none() {
+        return Outcome::unchanged("no metrics collector (yet)");
+    }
+    let mut outcome = Outcome { reason: "pod of a Katib trial with a sidecar".into(), ..Outcome::default() };
+    katib::wait_for_the_training_alone(spec, &mut outcome.patch);
+    outcome
+}
+
+fn patch_label(metadata: &Metadata<'_>, patch: &mut Patch) {
     if metadata.exists {
         patch.entries("/metadata/labels", metadata.labels, [(names::TENANT_LABEL, "true".to_owned())]);
     }

@@ -52,6 +52,7 @@ pub(super) struct PodSpec<'d> {
 /// What we read of a container.
 pub(super) struct Container<'d> {
     pub(super) name: &'d str,
+    pub(super) args: Option<Node<'d>>,
     pub(super) env: Option<Node<'d>>,
     pub(super) volume_mounts: Option<Node<'d>>,
 }
@@ -90,14 +91,13 @@ impl<'d> PodSpec<'d> {
 impl<'d> Container<'d> {
     fn read(container: Node<'d>) -> Result<Self, Unexpected> {
         let container = container.expect("an object", container.is_object())?;
-        // Not read for a decision yet, but an object that is malformed here will not start with our changes either.
-        for words in [container.list("command")?, container.list("args")?].into_iter().flatten() {
-            for word in words.items() {
-                word.expect("a string", word.text().is_some())?;
-            }
+        let (command, args) = (container.list("command")?, container.list("args")?);
+        for word in [command, args].into_iter().flatten().flat_map(Node::items) {
+            word.expect("a string", word.text().is_some())?;
         }
         Ok(Self {
             name: container.string("name")?.unwrap_or_default(),
+            args,
             env: container.list("env")?,
             volume_mounts: container.list("volumeMounts")?,
         })

@@ -76,6 +76,8 @@ const OURS: &[&str] = &[
     "/spec/serviceAccountName",
     "/spec/volumes",
     "/spec/volumes/-",
+    "/args",
+    "/args/-",
     "/env",
     "/env/-",
     "/volumeMounts",
