@@ -29,9 +29,9 @@ pub(super) fn wait_for_the_training_alone(spec: &PodSpec<'_>, patch: &mut Patch)
         if args().any(decided) {
             continue;
         }
-        let path = format!("/spec/containers/{index}/args");
+        let place = format!("/spec/containers/{index}/args");
         for (number, word) in ["-w", "false"].into_iter().enumerate() {
-            patch.append(&path, collector.args.is_some() || number > 0, Value::from(word));
+            patch.append(&place, collector.args.is_some() || number > 0, Value::from(word));
         }
     }
 }

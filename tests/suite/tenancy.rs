@@ -407,7 +407,7 @@ fn many_namespaces_at_once_take_one_write_an_object_and_a_restart_takes_none() {
     scene.cluster.kubectl_with(&["create", "-f", "-"], &documents(profile));
     scene.cluster.kubectl_with(&["create", "-f", "-"], &documents(namespace));
     let ours = |list: &str| {
-        scene.cluster.kubectl(&["get", list, "-A", "-l", "kubeflow-extension=true", "-o", "name"]).matches("/").count()
+        scene.cluster.kubectl(&["get", list, "-A", "-l", "kubeflow-extension=true", "-o", "name"]).matches('/').count()
     };
     wait_for("all objects", || {
         ["envoyfilters", "authorizationpolicies", "servicerolebindings"].iter().all(|list| ours(list) >= TENANTS)
