@@ -14,6 +14,7 @@
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate |
 //! | [`cluster`] | names and kinds |
+//! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
@@ -26,6 +27,7 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod launch;
 pub mod mutate;
 pub mod offline;
 pub mod server;

@@ -21,6 +21,8 @@ mod envoy;
 mod fixtures;
 #[path = "suite/later_webhook.rs"]
 mod later_webhook;
+#[path = "suite/launcher.rs"]
+mod launcher;
 #[path = "suite/manifests.rs"]
 mod manifests;
 #[path = "suite/offline.rs"]

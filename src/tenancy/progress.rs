@@ -18,7 +18,7 @@ const CONTEST_WINDOW: Duration = Duration::from_mins(1);
 /// What is remembered of a tenant between two looks.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// Last verdict's [`Verdict::state`].
+    /// Last verdict's `Verdict::state`.
     pub(super) state: Option<&'static str>,
     /// Last trouble that was told, so that it is told once.
     pub(super) told: Option<String>,
