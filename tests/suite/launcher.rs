@@ -295,14 +295,15 @@ fn the_command_starts_as_soon_as_a_listening_proxy_is_ready() {
 
 #[test]
 fn the_command_starts_as_soon_as_a_proxy_listens_and_is_ready() {
-    // An address of its own, where no other test can listen in the meantime.
-    let address = "127.63.0.1:15021";
+    // An address of this process's own, where nobody else listens in the meantime.
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    let address = format!("127.{}.{middle}.{low}:2021", 64 | high);
     let mut command = bare_launcher();
     command.env("LAUNCHER_READY_URL", format!("http://{address}/healthz/ready"));
     let mut running = Running::start(command.args(["--", "date", "+%s%N"]));
     thread::sleep(Duration::from_millis(300));
     let ready = SystemTime::now();
-    let _proxy = Proxy::listen(address, |_| Answer::Status(200));
+    let _proxy = Proxy::listen(&address, |_| Answer::Status(200));
     let late = milliseconds_after(ready, &running.line());
     eprintln!("started {late:.1} ms after the proxy listened");
     assert!(late < 500.0, "{late} ms after the proxy listened");
@@ -1030,7 +1031,17 @@ fn it_copies_itself_from_a_read_only_root() {
     assert_eq!(ended.code, 3, "unshare, or the launcher: {}", ended.err);
 }
 
-// The command line
+// The command line, and the code
+
+#[test]
+fn it_knows_nothing_of_the_library_but_its_contract() {
+    // What it names ends up in a binary that is copied into every pod.
+    for entry in fs::read_dir(support::root().join("src/bin/launcher")).unwrap() {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let mut used = text.split("tenancy_fixer::").skip(1);
+        assert!(used.all(|behind| behind.starts_with("launch::") || behind.starts_with("launch`")));
+    }
+}
 
 #[test]
 fn the_help_is_the_contract() {
