@@ -76,7 +76,11 @@ impl Tenant {
     fn of(name: String, facts: &Facts, served: Served, settings: &Settings, identity: Identity) -> Self {
         let (verdict, children) = facts.judge(&name, identity, served.offered, settings);
         let found = |kind| facts.children.get(&(kind, name.clone())).cloned();
-        let missing = plan(&children, found).iter().map(|action| said(action, &name)).collect();
+        let missing = match verdict {
+            // All of it goes by itself.
+            Verdict::Terminating => Vec::new(),
+            _ => plan(&children, found).iter().map(|action| said(action, &name)).collect(),
+        };
         Self { name, verdict, missing }
     }
 }

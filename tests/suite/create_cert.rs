@@ -167,6 +167,24 @@ fn a_certificate_without_a_name_that_is_asked_for_is_made_anew() {
 }
 
 #[test]
+fn a_secret_of_somebody_else_stays_theirs_and_nothing_is_left_half_done() {
+    let scene = Scene::new("theirs");
+    scene.cluster.kubectl(&["create", "namespace", &scene.name]);
+    let create =
+        ["create", "secret", "generic", "tenancy-fixer-tls", "-n", &scene.name, "--from-literal=tls.crt=theirs"];
+    scene.cluster.kubectl(&create);
+    let before = scene.secret();
+    let output = scene.run(&[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("cannot be written") && said.contains("kubectl-create"),
+        "{said}"
+    );
+    assert_eq!(scene.secret(), before);
+    assert!(scene.bundles().iter().all(Option::is_none));
+}
+
+#[test]
 fn a_dry_run_changes_nothing_and_mistakes_are_named() {
     let scene = Scene::new("dry");
     let said = scene.said(&["--dry-run"]);

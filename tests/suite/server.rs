@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -93,6 +94,16 @@ impl Server {
     /// Every log line so far.
     pub fn lines(&self) -> Vec<Value> {
         self.log.lines()
+    }
+
+    /// The lines of every review that has been answered. A line is written before its answer, but may reach us after it: one
+    /// more request, whose line we wait for, shows that all before it are here.
+    pub fn reviews(&self) -> Vec<Value> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let path = format!("/mark-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        assert_eq!(post(self, &path, "").status(), 404);
+        self.wait_for_line("the mark", |line| line["path"] == path.as_str());
+        self.lines().into_iter().filter(|line| line["message"] == "reviewed").collect()
     }
 
     /// Sends SIGTERM.

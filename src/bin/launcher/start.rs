@@ -17,7 +17,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// has to find out at each look, is left to its work.
 const PAUSES: [(Duration, Duration); 3] = [
     (Duration::from_secs(1), Duration::from_millis(5)),
-    (Duration::from_secs(20), Duration::from_millis(15)),
+    (Duration::from_secs(20), Duration::from_millis(10)),
     (Duration::MAX, Duration::from_millis(100)),
 ];
 
