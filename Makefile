@@ -5,7 +5,8 @@ SHELL := bash
 
 VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in
+SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
+	tests/katib/build tests/katib/pod tests/katib/pilot-agent tests/katib/train
 
 .PHONY: help
 help: ## Show this list
@@ -28,7 +29,7 @@ lint: ## Check formatting, clippy, scripts, manifests, Dockerfile
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
 	$(VENV)/hadolint Dockerfile
-	cd tests/cluster && test -z "$$(gofmt -l .)" && go vet .
+	for module in tests/cluster tests/katib; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...); done
 
 .PHONY: bench
 bench: ## Measure what one review costs, without the network

@@ -37,5 +37,7 @@ mod server;
 mod support;
 #[path = "suite/tenancy.rs"]
 mod tenancy;
+#[path = "suite/trial_end.rs"]
+mod trial_end;
 #[path = "suite/wire.rs"]
 mod wire;
