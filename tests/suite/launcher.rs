@@ -357,8 +357,10 @@ fn localhost_is_found_on_either_loopback_address() {
         // A machine without IPv6 has no second one.
         return;
     }
-    let proxy = Proxy::listen("[::1]:0", |_| Answer::Status(200));
-    let url = |path| format!("http://localhost:{}{path}", proxy.address.port());
+    // Not a port that another test can be given on the other address.
+    let port = 20_000 + std::process::id() % 10_000;
+    let proxy = Proxy::listen(&format!("[::1]:{port}"), |_| Answer::Status(200));
+    let url = |path| format!("http://localhost:{port}{path}");
     let mut command = bare_launcher();
     command.envs([("LAUNCHER_READY_URL", url("/healthz/ready")), ("LAUNCHER_QUIT_URL", url("/quitquitquit"))]);
     assert_eq!(run(command.args(["--", "true"])).code, 0);
