@@ -134,7 +134,9 @@ fn admission_handler(
         Box::pin(async move {
             let (settings, namespaces) = &*shared;
             let decide = |endpoint, request: &admission::Request<'_>| {
-                mutate::decide(endpoint, request, namespaces.identity(request.namespace), settings)
+                let surroundings =
+                    mutate::Surroundings { identity: namespaces.identity(request.namespace), ..Default::default() };
+                mutate::decide(endpoint, request, &surroundings, settings)
             };
             service::answer(request, decide).await
         })

@@ -103,6 +103,8 @@ pub struct Outcome {
     pub reason: Cow<'static, str>,
     /// What the person who creates the object should know; `kubectl` prints it.
     pub warnings: Vec<String>,
+    /// Images whose own command would let more be done, by the reference as the object has it.
+    pub images: Vec<String>,
 }
 
 impl Outcome {

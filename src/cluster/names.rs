@@ -54,6 +54,8 @@ pub const PIPELINES_TOKEN_AUDIENCE: &str = "pipelines.kubeflow.org";
 pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
 /// Containers that Katib's webhook adds for metrics: to standard output and files, and to anything else.
 pub const KATIB_COLLECTORS: &[&str] = &["metrics-logger-and-collector", "metrics-collector"];
+/// Environment variable that Katib gives to the primary container of a trial alone.
+pub const KATIB_TRIAL_VARIABLE: &str = "KATIB_TRIAL_NAME";
 /// Kind of one run of a Katib experiment.
 pub const TRIAL: &str = "Trial";
 /// Kind that gives a user a namespace of its own name.
@@ -81,3 +83,18 @@ pub const ISTIO_DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 pub const ISTIO_INJECTION: &str = "istio-injection";
 /// The latter of these.
 pub const ISTIO_REVISION: &str = "istio.io/rev";
+
+/// Volume of the launcher, and init container that copies it there.
+pub const LAUNCHER_VOLUME: &str = "tenancy-fixer-launcher";
+/// Where containers find that volume.
+pub const LAUNCHER_FOLDER: &str = "/kubeflow-extension/launcher";
+/// The launcher there.
+pub const LAUNCHER_PATH: &str = "/kubeflow-extension/launcher/launcher";
+/// Volume of the files by which the containers of a pod agree.
+pub const MARKERS_VOLUME: &str = "tenancy-fixer-markers";
+/// Where containers find that volume.
+pub const MARKERS_FOLDER: &str = "/kubeflow-extension/markers";
+/// User and group of our image.
+pub const UNPRIVILEGED_USER: u32 = 65532;
+/// Label of a pod that Argo runs for a workflow; it looks after sidecars itself.
+pub const ARGO_WORKFLOW_LABEL: &str = "workflows.argoproj.io/workflow";

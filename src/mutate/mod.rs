@@ -1,12 +1,14 @@
 //! What admission makes of an object. Pure: a request and settings in, an [`Outcome`] out; no client, no clock, no state.
 //!
-//! One file for each kind of object (`pod`, `job`, `trial`, `train_job`), `template` for what they share, and one file for
-//! each change (`identity`, `service_account`, `sidecar`, `katib`).
+//! One file for each kind of object (`pod`, `job`, `trial`, `train_job`), `template` for what they share, and one file or folder
+//! for each change (`identity`, `service_account`, `sidecar`, `katib`, `kale`, `lifecycle`).
 //! Everything is idempotent: the API server may call again when another webhook has changed the object.
 
 mod identity;
 mod job;
+mod kale;
 mod katib;
+mod lifecycle;
 mod pod;
 mod service_account;
 mod settings;
@@ -16,6 +18,7 @@ mod train_job;
 mod trial;
 mod view;
 
+pub use lifecycle::{ImageCommand, ImageCommands, Lifecycle};
 pub use settings::{Settings, TrainJobPatches};
 
 use crate::admission::json::{Node, Unexpected};
@@ -23,9 +26,18 @@ use crate::admission::{Endpoint, Outcome, Request};
 use crate::cluster::identity::Identity;
 use crate::cluster::names;
 
-/// Decides on one request at one endpoint. `identity` is what the request's namespace says of itself, if anything.
+/// What is known of the object's surroundings.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// What the request's namespace says of itself, if anything.
+    pub identity: Option<Identity>,
+    /// What images run that an earlier outcome asked for ([`Outcome::images`]).
+    pub images: ImageCommands,
+}
+
+/// Decides on one request at one endpoint.
 #[must_use]
-pub fn decide(endpoint: Endpoint, request: &Request<'_>, identity: Option<Identity>, settings: &Settings) -> Outcome {
+pub fn decide(endpoint: Endpoint, request: &Request<'_>, surroundings: &Surroundings, settings: &Settings) -> Outcome {
     if request.operation != "CREATE" {
         return Outcome::unchanged(format!("operation {} is not CREATE", request.operation));
     }
@@ -39,7 +51,10 @@ pub fn decide(endpoint: Endpoint, request: &Request<'_>, identity: Option<Identi
         return Outcome::puzzled("the review has no object", "tenancy-fixer: request.object is missing".to_owned());
     };
     let decided = object.expect("an object", object.is_object()).and_then(|object| match endpoint {
-        Endpoint::PodMutate => pod::decide(object, identity.unwrap_or(settings.identity), settings),
+        Endpoint::PodMutate => {
+            let identity = surroundings.identity.unwrap_or(settings.identity);
+            pod::decide(object, identity, &surroundings.images, settings)
+        }
         Endpoint::JobMutate | Endpoint::WorkloadMutate => job::decide(object, request, settings),
         Endpoint::TrialMutate => trial::decide(object, request, settings),
     });

@@ -1,15 +1,21 @@
 //! Pods: a notebook's gets the tenant label and its identity; a Katib trial's ends although it has a sidecar. Others are
 //! not ours.
 
-use super::view::{Metadata, PodSpec};
-use super::{Settings, Wish, identity, katib, warn_of_odd_wish};
+use super::lifecycle::{self, ImageCommands};
+use super::view::{Metadata, PodSpec, Proxy};
+use super::{Settings, Wish, identity, kale, katib, warn_of_odd_wish};
 use crate::admission::Outcome;
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::patch::Patch;
 use crate::cluster::identity::Identity;
 use crate::cluster::names;
 
-pub(super) fn decide(pod: Node<'_>, identity: Identity, settings: &Settings) -> Result<Outcome, Unexpected> {
+pub(super) fn decide(
+    pod: Node<'_>,
+    identity: Identity,
+    images: &ImageCommands,
+    settings: &Settings,
+) -> Result<Outcome, Unexpected> {
     let metadata = Metadata::read(pod)?;
     let spec = PodSpec::read(pod)?;
     if Wish::of(&metadata) == Wish::Out {
@@ -22,7 +28,7 @@ pub(super) fn decide(pod: Node<'_>, identity: Identity, settings: &Settings) -> 
         return Ok(notebook(&metadata, &spec, identity, settings));
     }
     if Wish::of(&metadata) == Wish::In {
-        return Ok(workload(&spec));
+        return Ok(workload(&metadata, &spec, settings, images));
     }
     let mut outcome = Outcome::unchanged("neither a notebook nor a tenant's job");
     warn_of_odd_wish(&metadata, &mut outcome);
@@ -49,16 +55,20 @@ fn notebook(metadata: &Metadata<'_>, spec: &PodSpec<'_>, identity: Identity, set
     outcome
 }
 
-/// A pod of a job or Trial that has our label: what Istio and Katib have made of it ends when its work does.
-fn workload(spec: &PodSpec<'_>) -> Outcome {
-    if !spec.has_proxy {
-        return Outcome::unchanged("no sidecar (yet)");
+/// A pod of a job or Trial that has our label: what Istio and Katib have made of it starts in order, and ends when its work does.
+fn workload(metadata: &Metadata<'_>, spec: &PodSpec<'_>, settings: &Settings, images: &ImageCommands) -> Outcome {
+    let mut outcome = Outcome::default();
+    if settings.kale_retries {
+        kale::retry(spec, &mut outcome.patch);
     }
-    if katib::collectors(spec).next().is_none() {
-        return Outcome::unchanged("no metrics collector (yet)");
+    if metadata.label(names::ARGO_WORKFLOW_LABEL).is_some() {
+        outcome.reason = "Argo looks after the sidecars of its own pods".into();
+        return outcome;
     }
-    let mut outcome = Outcome { reason: "pod of a Katib trial with a sidecar".into(), ..Outcome::default() };
-    katib::wait_for_the_training_alone(spec, &mut outcome.patch);
+    if spec.proxy != Proxy::None {
+        katib::wait_for_the_training_alone(spec, &mut outcome.patch);
+    }
+    lifecycle::arrange(spec, settings, images, &mut outcome);
     outcome
 }
 

@@ -3,6 +3,7 @@
 
 use clap::{Args, ValueEnum};
 
+use super::lifecycle::Lifecycle;
 use crate::admission::Endpoint;
 use crate::cluster::identity::Identity;
 use crate::cluster::kinds::{Templates, WorkloadKind};
@@ -35,7 +36,19 @@ pub struct Settings {
     #[arg(long, env = "TENANCY_FIXER_NATIVE_SIDECARS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     pub native_sidecars: bool,
 
-    /// Containers that are not the tenant's own and get no identity
+    /// How jobs start after their sidecar and end with it: by our static launcher, by the shell of the tenant's image, or not
+    #[arg(long, env = "TENANCY_FIXER_SIDECAR_LIFECYCLE", value_name = "HOW", default_value_t = Lifecycle::Launcher)]
+    pub sidecar_lifecycle: Lifecycle,
+
+    /// Image that brings the launcher into tenants' pods: this one, by a name that their nodes can pull
+    #[arg(long, env = "TENANCY_FIXER_LAUNCHER_IMAGE", value_name = "IMAGE")]
+    pub launcher_image: Option<String>,
+
+    /// Whether Kale's wait for a pipeline goes on after an error of the network
+    #[arg(long, env = "TENANCY_FIXER_KALE_RETRIES", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub kale_retries: bool,
+
+    /// Containers that are not the tenant's own: they get no identity, and nobody waits for them
     #[arg(
         long,
         env = "TENANCY_FIXER_SIDECAR_CONTAINERS",

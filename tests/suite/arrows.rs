@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("yaml", &[]),
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
-    ("mutate", &["admission", "cluster", "yaml"]),
+    ("mutate", &["admission", "cluster", "launch", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),

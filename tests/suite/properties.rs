@@ -57,12 +57,23 @@ const WORDS: &[&str] = &[
     "trainer.kubeflow.org/v1alpha1",
     "~/a",
     "",
+    "initContainers",
+    "istio-proxy",
+    "restartPolicy",
+    "Never",
+    "tenancy-fixer-launcher",
+    "/kubeflow-extension/launcher",
+    "/kubeflow-extension/launcher/launcher",
+    "--",
+    "LAUNCHER_CONTAINERS",
+    "KATIB_TRIAL_NAME",
+    "metrics-collector",
     "futureField",
     "\u{0}\u{1f}\"\\",
     "ä€😀",
 ];
 
-/// The only places that an operation of ours may be at, by what stands behind the pod or template.
+/// The only places that an operation of ours may be at, by what stands behind the pod or template; 0 for any number.
 const OURS: &[&str] = &[
     "/metadata",
     "/metadata/labels",
@@ -76,10 +87,15 @@ const OURS: &[&str] = &[
     "/spec/serviceAccountName",
     "/spec/volumes",
     "/spec/volumes/-",
+    "/spec/initContainers",
+    "/spec/initContainers/-",
+    "/command",
     "/args",
     "/args/-",
+    "/args/0",
     "/env",
     "/env/-",
+    "/env/0",
     "/volumeMounts",
     "/volumeMounts/-",
     "/spec/runtimePatches",
@@ -99,7 +115,19 @@ const REPLACED: &[&str] = &[
     "/spec/serviceAccount",
     "/spec/serviceAccountName",
     "/spec/runSpec",
+    "/command",
+    "/args",
+    "/args/0",
+    "/env/0",
 ];
+
+/// A place of an operation, with 0 for the number that it ends with.
+fn place(path: &str) -> String {
+    match path.rsplit_once('/') {
+        Some((before, last)) if last.parse::<usize>().is_ok() => format!("{before}/0"),
+        _ => path.to_owned(),
+    }
+}
 
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
@@ -183,8 +211,12 @@ fn bent_object() -> impl Strategy<Value = (Endpoint, Value, Settings)> {
         .into_iter()
         .flat_map(|endpoint| fixtures::objects(endpoint).into_iter().map(move |(_, object)| (endpoint, object)))
         .collect();
-    let flags: &[&[&str]] =
-        &[&[], &["--identity=token"], &["--train-job-patches=pod-template-overrides", "--native-sidecars=false"]];
+    let flags: &[&[&str]] = &[
+        &[],
+        &["--identity=token"],
+        &["--train-job-patches=pod-template-overrides", "--native-sidecars=false"],
+        &["--sidecar-lifecycle=shell"],
+    ];
     (select(objects), prop::collection::vec(bend(), 0..6), select(flags)).prop_map(
         |((endpoint, mut object), bends, flags)| {
             for bend in &bends {
@@ -212,10 +244,11 @@ proptest! {
         prop_assert_eq!(&again.operations, &[] as &[Value], "after {:?}", &operations);
         for operation in &operations {
             let path = operation["path"].as_str().unwrap();
-            let ours = OURS.iter().any(|ours| path.ends_with(ours)) || path.contains("/runtimePatches/");
+            let place = place(path);
+            let ours = OURS.iter().any(|ours| place.ends_with(ours)) || path.contains("/runtimePatches/");
             prop_assert!(ours, "{} is not ours", path);
             let replaces = object.pointer(path).is_some_and(|found| !found.is_null());
-            let allowed = REPLACED.iter().any(|ours| path.ends_with(ours)) || path.contains("/runtimePatches/");
+            let allowed = REPLACED.iter().any(|ours| place.ends_with(ours)) || path.contains("/runtimePatches/");
             prop_assert!(!replaces || allowed, "{} is not ours to replace", path);
         }
         for warning in warnings {
@@ -251,7 +284,9 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let status = runtime.block_on(async {
             let request = Request::post(endpoint.path()).header("content-type", "application/json").body(Full::<hyper::body::Bytes>::from(body)).unwrap();
-            let response = service::answer(request, |endpoint, request| mutate::decide(endpoint, request, None, &settings)).await;
+            let response = service::answer(request, |endpoint, request| {
+                mutate::decide(endpoint, request, &mutate::Surroundings::default(), &settings)
+            }).await;
             let status = response.status();
             let answer: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
             assert!(answer.is_object());

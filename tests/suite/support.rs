@@ -73,11 +73,18 @@ fn succeeded(arguments: &[&str], output: &Output) -> (String, String) {
 
 /// Settings of the admission capability, as the command line has them.
 pub fn settings(flags: &[impl AsRef<str>]) -> Settings {
-    let arguments = ["tenancy-fixer", "mutate", "-f", "-"].into_iter().chain(flags.iter().map(AsRef::as_ref));
+    // As every installation has it, unless the flags say otherwise.
+    let image = format!("--launcher-image={LAUNCHER_IMAGE}");
+    let image = flags.iter().all(|flag| !flag.as_ref().starts_with("--launcher-image")).then_some(&*image);
+    let given = flags.iter().map(AsRef::as_ref).chain(image);
+    let arguments = ["tenancy-fixer", "mutate", "-f", "-"].into_iter().chain(given);
     let cli = Cli::from_arguments(arguments.map(OsString::from).collect()).unwrap_or_else(|error| panic!("{error}"));
     let CliCommand::Mutate(mutate) = cli.command else { panic!("mutate was asked for") };
     mutate.mutation
 }
+
+/// The image that brings the launcher into pods.
+pub const LAUNCHER_IMAGE: &str = "registry.example/tenancy-fixer:0.1.0";
 
 /// Settings of the tenancy capability, as the command line has them.
 pub fn tenancy_settings(flags: &[&str]) -> tenancy::Settings {

@@ -6,7 +6,7 @@ use hyper::body::{Body, Bytes, Frame};
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tenancy_fixer::admission::{Endpoint, service};
-use tenancy_fixer::mutate::{self, Settings};
+use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
 use crate::support;
 
@@ -83,8 +83,10 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let response =
-            service::answer(request, |endpoint, request| mutate::decide(endpoint, request, None, settings)).await;
+        let response = service::answer(request, |endpoint, request| {
+            mutate::decide(endpoint, request, &Surroundings::default(), settings)
+        })
+        .await;
         let (head, body) = response.into_parts();
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     })
