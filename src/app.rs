@@ -15,11 +15,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admission::{self, manifests, service};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
+use crate::cluster::own_pod::OwnPod;
 use crate::server::probes::{self, Readiness};
 use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
 
@@ -62,6 +63,10 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     } else {
         None
     };
+    let mut mutation = settings.in_cluster.mutation.clone();
+    if settings.has(Capability::Admission) && mutation.needs_launcher_image() {
+        mutation.launcher_image = own_image(&settings).await;
+    }
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
 
     let readiness = Readiness::default();
@@ -69,7 +74,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
     let admission = async {
         if settings.has(Capability::Admission) {
-            let handler = admission_handler(settings.in_cluster.mutation, namespaces);
+            let handler = admission_handler(mutation, namespaces);
             server::serve(listener, Some(tls), handler, until(&stop)).await;
         }
     };
@@ -104,6 +109,26 @@ async fn tenancy_context(
         metrics: tenancy::Metrics::register(registry),
         instance: instance(),
     })
+}
+
+/// The image that brings the launcher into tenants' pods, where the settings do not name it: ours.
+async fn own_image(settings: &Serve) -> Option<String> {
+    let mend = "jobs beside a classic sidecar are left as they are; set --launcher-image, or --sidecar-lifecycle shell";
+    let Some(pod) = OwnPod::find(|name| std::env::var(name).ok()) else {
+        warn!(mend, "the launcher's image is not known");
+        return None;
+    };
+    let image = async { pod.image(&client(settings.in_cluster.context.clone()).await?).await };
+    match image.await {
+        Ok(image) => {
+            info!(image, "tenants' pods get the launcher from our own image");
+            Some(image)
+        }
+        Err(error) => {
+            warn!(error = format!("{error:#}"), mend, "the launcher's image is not known");
+            None
+        }
+    }
 }
 
 /// As kubectl finds its cluster; inside of one, by the pod's service account.

@@ -40,7 +40,7 @@ pub struct Settings {
     #[arg(long, env = "TENANCY_FIXER_SIDECAR_LIFECYCLE", value_name = "HOW", default_value_t = Lifecycle::Launcher)]
     pub sidecar_lifecycle: Lifecycle,
 
-    /// Image that brings the launcher into tenants' pods: this one, by a name that their nodes can pull
+    /// Image that brings the launcher into tenants' pods [default: the one that this pod runs]
     #[arg(long, env = "TENANCY_FIXER_LAUNCHER_IMAGE", value_name = "IMAGE")]
     pub launcher_image: Option<String>,
 
@@ -90,6 +90,12 @@ impl Settings {
             (names::KUBEFLOW_GROUP, names::TRIAL) => Some(Endpoint::TrialMutate),
             _ => self.workload(group, kind).map(|_| Endpoint::WorkloadMutate),
         }
+    }
+
+    /// Whether mutation needs to be told where the launcher comes from.
+    #[must_use]
+    pub fn needs_launcher_image(&self) -> bool {
+        self.sidecar_lifecycle == Lifecycle::Launcher && self.launcher_image.is_none()
     }
 
     /// The row of the workload table for a group and kind; an installation's own rows win.

@@ -1,11 +1,13 @@
 //! What is applied to a cluster: accepted by a real API server, understood by the binary, and hardened.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tenancy_fixer::yaml;
 
+use crate::server::{Certificate, Server};
 use crate::support::{self, Cluster, kubectl};
 
 /// Every object of the base.
@@ -115,20 +117,47 @@ fn the_roles_have_no_wildcards_and_nothing_that_grants_more() {
     for object in base().iter().filter(|object| ["ClusterRole", "Role"].contains(&object["kind"].as_str().unwrap())) {
         for rule in object["rules"].as_array().unwrap() {
             let rule = rule.to_string();
-            for word in [
-                "*",
-                "secrets",
-                "escalate",
-                "impersonate",
-                "\"bind\"",
-                "\"rolebindings",
-                "pods",
-                "webhookconfigurations",
-            ] {
+            for word in
+                ["*", "secrets", "escalate", "impersonate", "\"bind\"", "\"rolebindings", "webhookconfigurations"]
+            {
                 assert!(!rule.contains(word), "{word} in {rule}");
             }
+            // Our own, by name.
+            let own = object["metadata"]["namespace"] == "kubeflow-extension" && rule.contains(r#""verbs":["get"]"#);
+            assert!(!rule.contains("pods") || own, "{rule}");
         }
     }
+}
+
+/// The launcher comes from the image that this pod runs, whatever an overlay has made of its name.
+#[test]
+fn tenants_pods_get_the_launcher_from_our_own_image() {
+    let cluster = Cluster::shared();
+    cluster.apply_shipped_account();
+    let folder = support::folder("deploy-own-image");
+    let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder);
+    let deployment = of_kind(&base(), "Deployment").clone();
+    let mut pod = deployment["spec"]["template"].clone();
+    let name = format!("tenancy-fixer-{}", std::process::id());
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"] = json!({"name": name, "namespace": "kubeflow-extension"});
+    pod["spec"]["containers"][0]["image"] = json!("registry.example/mirror/tenancy-fixer@sha256:1234");
+    cluster.apply(&pod);
+    let environment =
+        [("KUBECONFIG", &*kubeconfig), ("POD_NAME", name.as_ref()), ("POD_NAMESPACE", "kubeflow-extension".as_ref())];
+    let start = |flags: &[&str], environment: &[(&str, &Path)]| {
+        let server = Server::start_with(&Certificate::make(&folder), &["--only", "admission"], flags, environment);
+        let said = |word: &str| server.lines().iter().any(|line| line.to_string().contains(word));
+        (said("registry.example/mirror/tenancy-fixer@sha256:1234"), said("the launcher's image is not known"))
+    };
+    assert_eq!(start(&[], &environment), (true, false));
+    assert_eq!(start(&["--launcher-image", "other"], &environment), (false, false));
+    assert_eq!(start(&["--sidecar-lifecycle", "shell"], &environment), (false, false));
+    assert_eq!(start(&[], &[]), (false, true));
+    let wrong = [environment[0], ("POD_NAME", Path::new("nobody")), environment[2]];
+    assert_eq!(start(&[], &wrong), (false, true));
+    cluster.kubectl(&["delete", "pod", "-n", "kubeflow-extension", &name, "--wait=false"]);
 }
 
 /// What selects the pods, what the webhooks call and what the Service offers are the same thing in three places.

@@ -1076,3 +1076,14 @@ fn other_arguments_are_answered_by_64_and_start_nothing() {
         assert!(ended.err.ends_with("; launcher --help says more\n"), "{}", ended.err);
     }
 }
+
+#[test]
+fn the_documentation_has_every_variable_with_its_default() {
+    let page = fs::read_to_string(support::root().join("docs/sidecars.md")).unwrap();
+    for variable in VARIABLES {
+        let default = if variable.default.is_empty() { "none".to_owned() } else { format!("`{}`", variable.default) };
+        let row = format!("| `{}` | {default} | ", variable.name);
+        assert!(page.contains(&row), "docs/sidecars.md has no row that begins with {row}");
+    }
+    assert_eq!(page.matches("| `LAUNCHER_").count(), VARIABLES.len());
+}

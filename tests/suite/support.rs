@@ -7,11 +7,11 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use tenancy_fixer::cli::{Cli, Command as CliCommand};
 use tenancy_fixer::mutate::Settings;
-use tenancy_fixer::tenancy;
+use tenancy_fixer::{tenancy, yaml};
 
 /// The checkout.
 pub fn root() -> &'static Path {
@@ -184,6 +184,31 @@ impl Cluster {
     /// Creates or changes one object.
     pub fn apply(&self, object: &Value) {
         self.kubectl_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &object.to_string());
+    }
+
+    /// The shipped ServiceAccount with the shipped roles, so that a verb that is missing there fails in tests.
+    pub fn apply_shipped_account(&self) {
+        self.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
+        for file in ["namespace.yaml", "service-account.yaml", "cluster-role.yaml"] {
+            let file = format!("k8s-resources/base/{file}");
+            self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file]);
+        }
+    }
+
+    /// A kubeconfig that acts as that account.
+    pub fn kubeconfig_of_shipped_account(&self, folder: &Path) -> PathBuf {
+        let admin = std::fs::read_to_string(self.kubeconfig()).expect("the kubeconfig can be read");
+        let admin: Value = yaml::value(&admin).expect("the kubeconfig is YAML");
+        let token = self.kubectl(&["create", "token", "tenancy-fixer", "-n", "kubeflow-extension", "--duration", "1h"]);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
+            "users": [{"name": "test", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        let file = folder.join("kubeconfig");
+        std::fs::write(&file, config.to_string()).expect("target can be written to");
+        file
     }
 
     /// One object, if it is there.

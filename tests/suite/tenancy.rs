@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tenancy_fixer::yaml;
 
 use crate::server::{self, Certificate, Server};
 use crate::support::{self, Cluster, wait_for};
@@ -33,16 +32,7 @@ impl<'c> Scene<'c> {
     fn new(cluster: &'c Cluster, test: &str) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = support::folder(&format!("tenancy-{test}"));
-        cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
-        for file in ["namespace.yaml", "service-account.yaml", "cluster-role.yaml"] {
-            cluster.kubectl(&[
-                "apply",
-                "--server-side",
-                "--force-conflicts",
-                "-f",
-                &format!("k8s-resources/base/{file}"),
-            ]);
-        }
+        cluster.apply_shipped_account();
         Self { cluster, certificate: Certificate::make(&folder), folder, tenants: Mutex::default(), _alone: alone }
     }
 
@@ -60,18 +50,7 @@ impl<'c> Scene<'c> {
     }
 
     fn kubeconfig(&self) -> PathBuf {
-        let admin: Value = yaml::value(&fs::read_to_string(self.cluster.kubeconfig()).unwrap()).unwrap();
-        let token =
-            self.cluster.kubectl(&["create", "token", "tenancy-fixer", "-n", "kubeflow-extension", "--duration", "1h"]);
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
-            "users": [{"name": "test", "user": {"token": token.trim()}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        let file = self.folder.join("kubeconfig");
-        fs::write(&file, config.to_string()).unwrap();
-        file
+        self.cluster.kubeconfig_of_shipped_account(&self.folder)
     }
 
     /// A name of a tenant of this test's own.
