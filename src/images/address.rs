@@ -135,6 +135,9 @@ fn contains_v6((network, length): (Ipv6Addr, u8), address: Ipv6Addr) -> bool {
     Ipv6Net::new(network, length).is_ok_and(|network| network.contains(&address))
 }
 
+/// What a host without a port is asked at.
+const HTTPS_PORT: &str = "443";
+
 /// A registry by name, as in `--registry-allow`: `ghcr.io`, `*.example.org`, `registry.example.org:5000`. Without a port
 /// every port is meant; `*` stands for any number of labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +149,10 @@ pub struct RegistryPattern {
 impl RegistryPattern {
     pub(super) fn is_for(&self, authority: &str) -> bool {
         let (host, port) = host_and_port(authority);
-        is_like(&self.host, &host.to_ascii_lowercase()) && self.port.as_deref().is_none_or(|own| Some(own) == port)
+        // A dot at the end changes the name and not the host.
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let port = port.unwrap_or(HTTPS_PORT);
+        is_like(&self.host, &host) && self.port.as_deref().is_none_or(|own| own == port)
     }
 }
 
@@ -262,7 +268,10 @@ mod tests {
             ("ghcr.io", "ghcr.io", true),
             ("ghcr.io", "ghcr.io:443", true),
             ("GHCR.io", "ghcr.io", true),
-            ("ghcr.io:443", "ghcr.io", false),
+            ("ghcr.io:443", "ghcr.io", true),
+            ("ghcr.io:444", "ghcr.io", false),
+            ("ghcr.io", "ghcr.io.", true),
+            ("ghcr.io", "ghcr.io.:443", true),
             ("ghcr.io", "evil-ghcr.io", false),
             ("ghcr.io", "ghcr.io.evil.example", false),
             ("*.example.org", "a.b.example.org:5000", true),

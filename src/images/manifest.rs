@@ -228,9 +228,12 @@ mod tests {
         Digest::of(of.as_bytes())
     }
 
-    fn read(document: &Value, content_type: &str, platform: &str) -> Result<Step, Reason> {
-        let platform = platform.parse().unwrap();
-        step(document.to_string().as_bytes(), content_type, &platform).map_err(|why| why.reason())
+    fn platform(text: &str) -> Platform {
+        text.parse().unwrap()
+    }
+
+    fn read(document: &Value, content_type: &str, wanted: &str) -> Result<Step, Reason> {
+        step(document.to_string().as_bytes(), content_type, &platform(wanted)).map_err(|why| why.reason())
     }
 
     fn index(entries: &[(&str, Value)]) -> Value {

@@ -581,6 +581,24 @@ fn a_redirect_leads_nowhere_that_is_not_allowed() {
 }
 
 #[test]
+fn a_login_is_not_asked_for_by_whoever_one_is_led_to() {
+    block_on(async {
+        let tokens = StandIn::start(|_| answer(200, &[], r#"{"token":"t"}"#)).await;
+        let realm = format!("Bearer realm=\"http://{}/token\"", tokens.address);
+        let target = StandIn::start(move |_| answer(401, &[("www-authenticate", &realm)], "")).await;
+        let to = format!("http://{}/x", target.address);
+        let registry = StandIn::start(move |_| answer(307, &[("location", &to)], "")).await;
+        let at = registry.address;
+        let images = images(&[at, target.address, tokens.address], &[]);
+        let mary = with_logins("alice", &[(at.to_string(), USER.0, USER.1)]);
+        let image = format!("{at}/a@{}", Digest::of(b""));
+        assert_eq!(refusal(&images, &image, &mary).await.0, Reason::Denied);
+        assert_eq!(target.requests().len(), 1);
+        assert!(tokens.requests().is_empty(), "{:?}", tokens.requests());
+    });
+}
+
+#[test]
 fn a_redirect_to_where_the_content_is_kept_is_followed() {
     let registry = Registry::start(&folder("redirect"), &Door::Open);
     block_on(async {
