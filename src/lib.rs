@@ -14,12 +14,13 @@
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate |
 //! | [`cluster`] | names and kinds |
+//! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
-//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs` and
-//! `cluster` know no capability, capabilities do not know one another, and a test holds these arrows
+//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs`,
+//! `cluster` and `images` know no capability, capabilities do not know one another, and a test holds these arrows
 //! (`tests/suite/arrows.rs`).
 
 pub mod admission;
@@ -27,6 +28,7 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod images;
 pub mod launch;
 pub mod mutate;
 pub mod offline;

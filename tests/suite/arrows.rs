@@ -13,6 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("server", &[]),
     ("certs", &[]),
     ("cluster", &[]),
+    ("images", &[]),
     ("launch", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
