@@ -17,10 +17,12 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-use crate::admission::{self, manifests, service};
+use crate::admission::{manifests, service};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::own_pod::OwnPod;
+use crate::images::{self, Images};
+use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
 
@@ -67,6 +69,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     if settings.has(Capability::Admission) && mutation.needs_launcher_image() {
         mutation.launcher_image = own_image(&settings).await;
     }
+    let reviewer = reviewer(&settings, mutation, namespaces, &mut registry).await?;
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
 
     let readiness = Readiness::default();
@@ -74,7 +77,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
     let admission = async {
         if settings.has(Capability::Admission) {
-            let handler = admission_handler(mutation, namespaces);
+            let handler = admission_handler(reviewer);
             server::serve(listener, Some(tls), handler, until(&stop)).await;
         }
     };
@@ -91,6 +94,26 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     tokio::join!(operations, admission, controller, announce);
     info!("stopped");
     Ok(())
+}
+
+async fn reviewer(
+    settings: &Serve,
+    mutation: mutate::Settings,
+    namespaces: Arc<tenancy::State>,
+    registry: &mut Registry,
+) -> anyhow::Result<Reviewer> {
+    let images = if settings.has(Capability::Admission) && settings.in_cluster.images.image_lookups {
+        Some(Images::new(&settings.in_cluster.images, images::Metrics::register(registry))?)
+    } else {
+        None
+    };
+    let secrets = if images.is_some() && settings.in_cluster.images.image_pull_secrets {
+        let context = settings.in_cluster.context.clone();
+        Some(client(context).await.context("--image-pull-secrets true needs a cluster")?)
+    } else {
+        None
+    };
+    Ok(Reviewer { settings: mutation, namespaces, images, secrets })
 }
 
 async fn tenancy_context(
@@ -149,22 +172,11 @@ fn instance() -> String {
     format!("{}-{}", host.as_deref().unwrap_or("local"), std::process::id())
 }
 
-fn admission_handler(
-    settings: mutate::Settings,
-    namespaces: Arc<tenancy::State>,
-) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
-    let shared = Arc::new((settings, namespaces));
+fn admission_handler(reviewer: Reviewer) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
+    let reviewer = Arc::new(reviewer);
     move |request| {
-        let shared = Arc::clone(&shared);
-        Box::pin(async move {
-            let (settings, namespaces) = &*shared;
-            let decide = |endpoint, request: &admission::Request<'_>| {
-                let surroundings =
-                    mutate::Surroundings { identity: namespaces.identity(request.namespace), ..Default::default() };
-                mutate::decide(endpoint, request, &surroundings, settings)
-            };
-            service::answer(request, decide).await
-        })
+        let reviewer = Arc::clone(&reviewer);
+        Box::pin(async move { service::answer(request, &*reviewer).await })
     }
 }
 

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{mutate, settings, telemetry, tenancy};
+use crate::{images, mutate, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -50,6 +50,10 @@ pub struct InCluster {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub images: images::Settings,
 
     #[command(flatten)]
     #[allow(missing_docs)]

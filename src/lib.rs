@@ -10,6 +10,7 @@
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
+//! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate |
@@ -19,7 +20,7 @@
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
-//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs`,
+//! A request goes `server` → [`admission::service`] → [`reviewer`] → [`mutate::decide`] and back. `admission`, `server`, `certs`,
 //! `cluster` and `images` know no capability, capabilities do not know one another, and a test holds these arrows
 //! (`tests/suite/arrows.rs`).
 
@@ -32,6 +33,7 @@ pub mod images;
 pub mod launch;
 pub mod mutate;
 pub mod offline;
+pub mod reviewer;
 pub mod server;
 pub mod settings;
 pub mod telemetry;

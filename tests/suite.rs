@@ -15,6 +15,8 @@ mod cluster;
 mod create_cert;
 #[path = "suite/deploy.rs"]
 mod deploy;
+#[path = "suite/entrypoints.rs"]
+mod entrypoints;
 #[path = "suite/envoy.rs"]
 mod envoy;
 #[path = "suite/fixtures.rs"]

@@ -10,4 +10,4 @@ pub mod review;
 pub mod service;
 
 pub use endpoints::Endpoint;
-pub use review::{Outcome, Request};
+pub use review::{Outcome, Request, Wanted};

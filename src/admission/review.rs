@@ -103,8 +103,17 @@ pub struct Outcome {
     pub reason: Cow<'static, str>,
     /// What the person who creates the object should know; `kubectl` prints it.
     pub warnings: Vec<String>,
-    /// Images whose own command would let more be done, by the reference as the object has it.
+    /// What would let more be done if it were known.
+    pub wanted: Wanted,
+}
+
+/// What an outcome wants to know of the object's surroundings before it is the last word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Images whose own command is asked for, by the reference as the object has it.
     pub images: Vec<String>,
+    /// Names of the object's pull secrets, in its own namespace.
+    pub pull_secrets: Vec<String>,
 }
 
 impl Outcome {

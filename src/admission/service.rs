@@ -1,6 +1,7 @@
 //! The endpoints over HTTP: what is checked before a review is read, and what is said of each review in the log.
 
-use std::time::Instant;
+use std::future::Future;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
@@ -10,10 +11,13 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::json::Document;
-use super::{Endpoint, Outcome, Request};
+use super::{Endpoint, Outcome, Request, Wanted};
 
 /// An object may have 3 MiB in the API server, and an UPDATE carries it twice (controller-runtime#2598).
 const LARGEST_BODY: usize = 7 * 1024 * 1024;
+
+/// How long others may be asked for one review: the API server waits for three seconds ([`Endpoint::timeout_seconds`]).
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Why a request is not answered with a review.
 struct Refusal {
@@ -27,16 +31,35 @@ impl Refusal {
     }
 }
 
-/// Answers one HTTP request. `decide` is what this server is for.
-pub async fn answer<B>(
-    request: HttpRequest<B>,
-    decide: impl Fn(Endpoint, &Request<'_>) -> Outcome,
-) -> Response<Full<Bytes>>
+/// What this server is for.
+pub trait Decider: Sync {
+    /// What an object's surroundings are known to be.
+    type Surroundings: Send + Sync;
+
+    /// What is known of the surroundings without asking anybody.
+    fn surroundings(&self, request: &Request<'_>) -> Self::Surroundings;
+
+    /// Decides on one request. Pure.
+    fn decide(&self, endpoint: Endpoint, request: &Request<'_>, surroundings: &Self::Surroundings) -> Outcome;
+
+    /// Asks for what an outcome wants to know, but not for longer than `until`; what is not known by then is known to be
+    /// unknown. `namespace` is the request's.
+    fn look(
+        &self,
+        namespace: &str,
+        wanted: Wanted,
+        surroundings: Self::Surroundings,
+        until: Instant,
+    ) -> impl Future<Output = Self::Surroundings> + Send;
+}
+
+/// Answers one HTTP request.
+pub async fn answer<B>(request: HttpRequest<B>, decider: &impl Decider) -> Response<Full<Bytes>>
 where
-    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let path = request.uri().path().to_owned();
-    match review(request, decide).await {
+    match review(request, decider).await {
         Ok(answer) => response(StatusCode::OK, answer.into()),
         Err(refusal) => {
             let Refusal { status, message } = refusal;
@@ -46,12 +69,9 @@ where
     }
 }
 
-async fn review<B>(
-    request: HttpRequest<B>,
-    decide: impl Fn(Endpoint, &Request<'_>) -> Outcome,
-) -> Result<Vec<u8>, Refusal>
+async fn review<B>(request: HttpRequest<B>, decider: &impl Decider) -> Result<Vec<u8>, Refusal>
 where
-    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let endpoint = endpoint(&request)?;
     let body = body(request).await?;
@@ -62,7 +82,13 @@ where
     let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
     let document: Document<'_> = serde_json::from_slice(&body).map_err(not_json)?;
     let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
-    let outcome = decide(endpoint, &request);
+    let surroundings = decider.surroundings(&request);
+    let mut outcome = decider.decide(endpoint, &request, &surroundings);
+    if !outcome.wanted.images.is_empty() {
+        let wanted = std::mem::take(&mut outcome.wanted);
+        let surroundings = decider.look(request.namespace, wanted, surroundings, started + LOOK).await;
+        outcome = decider.decide(endpoint, &request, &surroundings);
+    }
     let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let answer = outcome.answer(request.uid).map_err(unwritable)?;
     log(endpoint, &request, &outcome, started);

@@ -13,6 +13,7 @@ mod digest;
 mod lookup;
 mod manifest;
 mod metrics;
+pub mod pull_secrets;
 mod reference;
 mod registry;
 mod secrets;

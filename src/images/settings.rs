@@ -14,6 +14,14 @@ use super::reference::is_authority;
 #[command(next_help_heading = "Images")]
 #[group(skip)]
 pub struct Settings {
+    /// Whether registries are asked at all: what a container runs that has no command
+    #[arg(long, env = "TENANCY_FIXER_IMAGE_LOOKUPS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub image_lookups: bool,
+
+    /// Whether they are asked with the pull secrets of the pod; needs the overlay pull-secrets
+    #[arg(long, env = "TENANCY_FIXER_IMAGE_PULL_SECRETS", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    pub image_pull_secrets: bool,
+
     /// Which image is looked at where a name stands for several
     #[arg(long, env = "TENANCY_FIXER_IMAGE_PLATFORM", value_name = "PLATFORM", default_value = "linux/amd64")]
     pub image_platform: Platform,

@@ -31,7 +31,7 @@ use crate::cluster::names;
 pub struct Surroundings {
     /// What the request's namespace says of itself, if anything.
     pub identity: Option<Identity>,
-    /// What images run that an earlier outcome asked for ([`Outcome::images`]).
+    /// What images run that an earlier outcome asked for ([`Outcome::wanted`]).
     pub images: ImageCommands,
 }
 

@@ -52,6 +52,8 @@ pub(super) struct PodSpec<'d> {
     pub(super) init_containers: Option<Node<'d>>,
     pub(super) containers: Vec<Container<'d>>,
     pub(super) volumes: Option<Node<'d>>,
+    /// Those of its service account are among them by now.
+    pub(super) pull_secrets: Option<Node<'d>>,
 }
 
 /// How a pod has Istio's proxy.
@@ -93,6 +95,7 @@ impl<'d> PodSpec<'d> {
                 init_containers: None,
                 containers: Vec::new(),
                 volumes: None,
+                pull_secrets: None,
             });
         };
         let containers =
@@ -110,6 +113,7 @@ impl<'d> PodSpec<'d> {
             init_containers,
             containers,
             volumes: spec.list("volumes")?,
+            pull_secrets: spec.list("imagePullSecrets")?,
         })
     }
 }

@@ -23,7 +23,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("cli", &["cluster", "mutate", "offline", "settings", "telemetry", "tenancy"]),
+    ("reviewer", &["admission", "images", "mutate", "tenancy"]),
+    ("cli", &["cluster", "images", "mutate", "offline", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

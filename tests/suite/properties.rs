@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 use tenancy_fixer::admission::{Endpoint, service};
-use tenancy_fixer::mutate::{self, Settings};
+use tenancy_fixer::mutate::Settings;
 
 use crate::wire::Answered;
 use crate::{fixtures, support, wire};
@@ -284,9 +284,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let status = runtime.block_on(async {
             let request = Request::post(endpoint.path()).header("content-type", "application/json").body(Full::<hyper::body::Bytes>::from(body)).unwrap();
-            let response = service::answer(request, |endpoint, request| {
-                mutate::decide(endpoint, request, &mutate::Surroundings::default(), &settings)
-            }).await;
+            let response = service::answer(request, &wire::Alone(&settings)).await;
             let status = response.status();
             let answer: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
             assert!(answer.is_object());

@@ -1,14 +1,36 @@
 //! The wire: what a review is answered with, bytes in and bytes out, without a socket.
 
+use std::time::Instant;
+
 use base64::Engine as _;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Bytes, Frame};
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
-use tenancy_fixer::admission::{Endpoint, service};
+use tenancy_fixer::admission::service::{self, Decider};
+use tenancy_fixer::admission::{self, Endpoint, Outcome, Wanted};
 use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
 use crate::support;
+
+/// Decides with nobody around to be asked.
+pub struct Alone<'s>(pub &'s Settings);
+
+impl Decider for Alone<'_> {
+    type Surroundings = Surroundings;
+
+    fn surroundings(&self, _: &admission::Request<'_>) -> Surroundings {
+        Surroundings::default()
+    }
+
+    fn decide(&self, endpoint: Endpoint, request: &admission::Request<'_>, surroundings: &Surroundings) -> Outcome {
+        mutate::decide(endpoint, request, surroundings, self.0)
+    }
+
+    async fn look(&self, _: &str, _: Wanted, known: Surroundings, _: Instant) -> Surroundings {
+        known
+    }
+}
 
 /// What came of a review.
 pub struct Answered {
@@ -69,7 +91,7 @@ pub fn answered(endpoint: Endpoint, review: &Value, settings: &Settings) -> Answ
 
 fn post<B>(path: &str, body: B, settings: &Settings) -> (StatusCode, Value)
 where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let request = Request::post(path).header("content-type", "application/json").body(body).unwrap();
     let response = send(request, settings);
@@ -79,14 +101,11 @@ where
 /// The answer with its body read.
 fn send<B>(request: Request<B>, settings: &Settings) -> Response<Bytes>
 where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let response = service::answer(request, |endpoint, request| {
-            mutate::decide(endpoint, request, &Surroundings::default(), settings)
-        })
-        .await;
+        let response = service::answer(request, &Alone(settings)).await;
         let (head, body) = response.into_parts();
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     })

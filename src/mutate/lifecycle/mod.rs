@@ -110,11 +110,15 @@ fn wrap(
             Ok(found) => own.push(found),
             Err(warning) => {
                 outcome.warnings.push(warning);
-                outcome.images.push(turn.container.image.to_owned());
+                if !images.contains_key(turn.container.image) {
+                    outcome.wanted.images.push(turn.container.image.to_owned());
+                }
             }
         }
     }
     if own.len() < turns.len() {
+        outcome.wanted.pull_secrets =
+            items(spec.pull_secrets).filter_map(|item| text(item, "name")).map(str::to_owned).collect();
         return "a container's command is not known";
     }
     let needs_markers = turns.iter().any(|turn| turn.contract.markers.is_some());

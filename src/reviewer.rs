@@ -1,0 +1,66 @@
+//! What decides on reviews while we serve: the pure decision, and what it may want to know of namespaces and images.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::join_all;
+use tokio::time::timeout_at;
+
+use crate::admission::service::Decider;
+use crate::admission::{Endpoint, Outcome, Request, Wanted};
+use crate::images::{Credentials, Images, Reference, pull_secrets};
+use crate::mutate::{self, ImageCommand, Surroundings};
+use crate::tenancy;
+
+/// The parts that a decision may ask.
+pub struct Reviewer {
+    /// Of mutation.
+    pub settings: mutate::Settings,
+    /// What namespaces say of themselves.
+    pub namespaces: Arc<tenancy::State>,
+    /// Whom to ask what an image runs; `None` for nobody.
+    pub images: Option<Images>,
+    /// Whom to ask for pull secrets; `None` for nobody.
+    pub secrets: Option<kube::Client>,
+}
+
+impl Decider for Reviewer {
+    type Surroundings = Surroundings;
+
+    fn surroundings(&self, request: &Request<'_>) -> Surroundings {
+        Surroundings { identity: self.namespaces.identity(request.namespace), images: BTreeMap::new() }
+    }
+
+    fn decide(&self, endpoint: Endpoint, request: &Request<'_>, surroundings: &Surroundings) -> Outcome {
+        mutate::decide(endpoint, request, surroundings, &self.settings)
+    }
+
+    async fn look(&self, namespace: &str, wanted: Wanted, known: Surroundings, until: Instant) -> Surroundings {
+        let Some(images) = &self.images else { return known };
+        let credentials = self.credentials(namespace, &wanted.pull_secrets, until).await;
+        let commands = join_all(wanted.images.iter().map(|image| command(images, image, &credentials, until))).await;
+        Surroundings { images: wanted.images.into_iter().zip(commands).collect(), ..known }
+    }
+}
+
+impl Reviewer {
+    async fn credentials(&self, namespace: &str, names: &[String], until: Instant) -> Credentials {
+        let Some(client) = self.secrets.as_ref().filter(|_| !names.is_empty()) else {
+            return Credentials::of(namespace);
+        };
+        let read = timeout_at(until.into(), pull_secrets::credentials(client, namespace, names)).await;
+        read.unwrap_or_else(|_| Credentials::of(namespace))
+    }
+}
+
+async fn command(
+    images: &Images,
+    image: &str,
+    credentials: &Credentials,
+    until: Instant,
+) -> Result<ImageCommand, String> {
+    let reference: Reference = image.parse()?;
+    let config = images.config(&reference, credentials, until).await.map_err(|why| why.to_string())?;
+    Ok(ImageCommand { entrypoint: config.entrypoint.clone(), cmd: config.cmd.clone() })
+}
