@@ -1,32 +1,49 @@
 //! Pods: a notebook's gets the tenant label and its identity; a Katib trial's ends although it has a sidecar. Others are
 //! not ours.
 
+use super::right::{Right, is_granted};
 use super::view::{Metadata, PodSpec};
-use super::{Settings, Wish, identity, katib, warn_of_odd_wish};
-use crate::admission::Outcome;
+use super::{Settings, Surroundings, Wish, identity, katib, warn_of_odd_wish};
 use crate::admission::json::{Node, Unexpected};
-use crate::admission::patch::Patch;
-use crate::cluster::identity::Identity;
+use crate::admission::{Outcome, Request};
 use crate::cluster::names;
 
-pub(super) fn decide(pod: Node<'_>, identity: Identity, settings: &Settings) -> Result<Outcome, Unexpected> {
+pub(super) fn decide(
+    pod: Node<'_>,
+    request: &Request<'_>,
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+) -> Result<Outcome, Unexpected> {
     let metadata = Metadata::read(pod)?;
     let spec = PodSpec::read(pod)?;
     if Wish::of(&metadata) == Wish::Out {
         return Ok(Wish::opted_out());
     }
-    if let Some(reason) = never_ours(&metadata, &spec) {
-        return Ok(Outcome::unchanged(reason));
+    let right = Right::of(pod, request, surroundings, settings)?;
+    let never_ours = never_ours(&metadata, &spec);
+    let is_notebook = never_ours.is_none()
+        && [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL].iter().any(|label| metadata.label(label).is_some());
+    let mut outcome = match never_ours {
+        Some(reason) => Outcome::unchanged(reason),
+        None if is_notebook => notebook(&metadata, &spec, surroundings, settings),
+        None if Wish::of(&metadata) == Wish::In => workload(&spec),
+        None => return Ok(stranger(&metadata)),
+    };
+    // A notebook's has to have the label, another one's may keep it: whatever it looks like, the mesh goes by the label.
+    if is_notebook || is_granted(&metadata) {
+        if metadata.exists {
+            let label = [(names::TENANT_LABEL, right.label(&metadata).to_owned())];
+            outcome.patch.entries("/metadata/labels", metadata.labels, label);
+        }
+        right.tell(&mut outcome);
     }
-    if [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL].iter().any(|label| metadata.label(label).is_some()) {
-        return Ok(notebook(&metadata, &spec, identity, settings));
-    }
-    if Wish::of(&metadata) == Wish::In {
-        return Ok(workload(&spec));
-    }
-    let mut outcome = Outcome::unchanged("neither a notebook nor a tenant's job");
-    warn_of_odd_wish(&metadata, &mut outcome);
     Ok(outcome)
+}
+
+fn stranger(metadata: &Metadata<'_>) -> Outcome {
+    let mut outcome = Outcome::unchanged("neither a notebook nor a tenant's job");
+    warn_of_odd_wish(metadata, &mut outcome);
+    outcome
 }
 
 fn never_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static str> {
@@ -41,10 +58,14 @@ fn never_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static st
     }
 }
 
-fn notebook(metadata: &Metadata<'_>, spec: &PodSpec<'_>, identity: Identity, settings: &Settings) -> Outcome {
+fn notebook(
+    metadata: &Metadata<'_>,
+    spec: &PodSpec<'_>,
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+) -> Outcome {
     let mut outcome = Outcome { reason: "notebook pod".into(), ..Outcome::default() };
-    patch_label(metadata, &mut outcome.patch);
-    identity::give(spec, identity, settings, &mut outcome);
+    identity::give(spec, surroundings.identity.unwrap_or(settings.identity), settings, &mut outcome);
     warn_of_odd_wish(metadata, &mut outcome);
     outcome
 }
@@ -60,10 +81,4 @@ fn workload(spec: &PodSpec<'_>) -> Outcome {
     let mut outcome = Outcome { reason: "pod of a Katib trial with a sidecar".into(), ..Outcome::default() };
     katib::wait_for_the_training_alone(spec, &mut outcome.patch);
     outcome
-}
-
-fn patch_label(metadata: &Metadata<'_>, patch: &mut Patch) {
-    if metadata.exists {
-        patch.entries("/metadata/labels", metadata.labels, [(names::TENANT_LABEL, "true".to_owned())]);
-    }
 }

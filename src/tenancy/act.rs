@@ -84,7 +84,7 @@ impl Worker {
 
     /// Takes what the API server answered into account at once, so that its event brings nothing new.
     fn learn(&self, tenant: &str, kind: ChildKind, stored: &DynamicObject) -> Option<u64> {
-        let (_, fact) = of_child(kind, stored)?;
+        let (_, fact) = of_child(&[kind], stored)?;
         let Fact::Child(_, observed) = &fact else { return None };
         let fingerprint = observed.fingerprint;
         fact.learn(tenant, &mut self.context.state.write());

@@ -15,8 +15,7 @@ use tracing::warn;
 use super::act::Trouble;
 use super::progress::{Progress, lock, pause};
 use super::watches::{self, Listener};
-use super::{Child, ChildKind, Metrics, Observed, Offered, Settings, State, Verdict, plan};
-use crate::cluster::identity::Identity;
+use super::{Child, ChildKind, Defaults, Metrics, Observed, Offered, Settings, State, Verdict, plan};
 use crate::cluster::lease::{Held, Lease};
 use crate::cluster::names;
 
@@ -28,8 +27,10 @@ pub struct Context {
     pub client: Client,
     /// Of the capability.
     pub settings: Settings,
-    /// Identity of namespaces that do not name theirs.
-    pub identity: Identity,
+    /// What holds for namespaces that do not say otherwise.
+    pub defaults: Defaults,
+    /// Told once, when everything has been listed for the first time.
+    pub listed: watch::Sender<bool>,
     /// Filled by the watches of every replica; admission reads it too.
     pub state: Arc<State>,
     /// What is counted.
@@ -106,6 +107,9 @@ impl Listener for Worker {
     }
 
     fn synced(&self, offered: Option<Offered>) {
+        if offered.is_some() {
+            self.context.listed.send_replace(true);
+        }
         self.synced.send_replace(offered);
     }
 }
@@ -211,7 +215,7 @@ impl Worker {
     /// Reads the facts once, for the decision and for the comparison alike.
     fn judge(&self, tenant: &str, offered: Offered) -> (Verdict, Vec<Child>, HashMap<ChildKind, Observed>) {
         let facts = self.context.state.read();
-        let (verdict, children) = facts.judge(tenant, self.context.identity, offered, &self.context.settings);
+        let (verdict, children) = facts.judge(tenant, self.context.defaults, offered, &self.context.settings);
         let found = ChildKind::ALL
             .into_iter()
             .filter_map(|kind| Some((kind, facts.children.get(&(kind, tenant.to_owned()))?.clone())));

@@ -54,7 +54,7 @@ const FORGERIES: [&[&str]; 8] = [
 /// The objects that the tenancy controller applies for a tenant's owner, on a living Istio or on one with rbac.istio.io.
 fn objects(tenant: &str, owner: &str, service_role_binding: bool) -> Vec<Child> {
     let namespace = NamespaceFacts { uid: "uid".to_owned(), ..NamespaceFacts::default() };
-    let grant = Grant { owner: owner.to_owned(), identity: Identity::Header };
+    let grant = Grant { owner: owner.to_owned(), identity: Identity::Header, owner_only: false };
     let offered = Offered { envoy_filter: true, authorization_policy: true, service_role_binding };
     desired(tenant, &namespace, &grant, offered, &support::tenancy_settings(&[]))
 }

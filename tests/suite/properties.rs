@@ -251,7 +251,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let status = runtime.block_on(async {
             let request = Request::post(endpoint.path()).header("content-type", "application/json").body(Full::<hyper::body::Bytes>::from(body)).unwrap();
-            let response = service::answer(request, |endpoint, request| mutate::decide(endpoint, request, None, &settings)).await;
+            let response = service::answer(request, |endpoint, request| mutate::decide(endpoint, request, &mutate::Surroundings::unknown(), &settings)).await;
             let status = response.status();
             let answer: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
             assert!(answer.is_object());

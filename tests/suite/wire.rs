@@ -6,7 +6,7 @@ use hyper::body::{Body, Bytes, Frame};
 use hyper::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tenancy_fixer::admission::{Endpoint, service};
-use tenancy_fixer::mutate::{self, Settings};
+use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
 use crate::support;
 
@@ -42,7 +42,17 @@ pub fn review(object: &Value) -> Value {
 
 /// Sends a review and applies the patch that comes back, by another implementation than ours.
 pub fn answered(endpoint: Endpoint, review: &Value, settings: &Settings) -> Answered {
-    let (status, body) = post(endpoint.path(), Full::from(review.to_string()), settings);
+    answered_in(endpoint, review, &Surroundings::unknown(), settings)
+}
+
+/// The same in a namespace of which something is known.
+pub fn answered_in(
+    endpoint: Endpoint,
+    review: &Value,
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+) -> Answered {
+    let (status, body) = post_in(endpoint.path(), Full::from(review.to_string()), surroundings, settings);
     assert_eq!(status, StatusCode::OK, "{body}");
     assert_eq!(body["apiVersion"], "admission.k8s.io/v1");
     assert_eq!(body["kind"], "AdmissionReview");
@@ -71,8 +81,15 @@ fn post<B>(path: &str, body: B, settings: &Settings) -> (StatusCode, Value)
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
+    post_in(path, body, &Surroundings::unknown(), settings)
+}
+
+fn post_in<B>(path: &str, body: B, surroundings: &Surroundings<'_>, settings: &Settings) -> (StatusCode, Value)
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
     let request = Request::post(path).header("content-type", "application/json").body(body).unwrap();
-    let response = send(request, settings);
+    let response = send_in(request, surroundings, settings);
     (response.status(), serde_json::from_slice(response.body()).unwrap())
 }
 
@@ -81,10 +98,18 @@ fn send<B>(request: Request<B>, settings: &Settings) -> Response<Bytes>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
+    send_in(request, &Surroundings::unknown(), settings)
+}
+
+fn send_in<B>(request: Request<B>, surroundings: &Surroundings<'_>, settings: &Settings) -> Response<Bytes>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+{
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let response =
-            service::answer(request, |endpoint, request| mutate::decide(endpoint, request, None, settings)).await;
+            service::answer(request, |endpoint, request| mutate::decide(endpoint, request, surroundings, settings))
+                .await;
         let (head, body) = response.into_parts();
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     })
