@@ -5,7 +5,7 @@ use super::template::{self, Template};
 use super::view::Metadata;
 use super::{Settings, Surroundings, Wish, owned_by_trial, train_job, update, warn_of_odd_wish};
 use crate::admission::json::{Node, Unexpected};
-use crate::admission::{Outcome, Request};
+use crate::admission::{Endpoint, Outcome, Request};
 use crate::cluster::kinds::Templates;
 use crate::cluster::names;
 
@@ -24,7 +24,7 @@ pub(super) fn decide(
     let right = Right::of(object, request, surroundings, settings)?;
     let reason = if wish == Wish::Out {
         let mut outcome = Wish::opted_out();
-        take_label(object, "", kind, right, settings, &mut outcome)?;
+        take_label(object, right, &mut outcome);
         return Ok(outcome);
     } else if owned_by_trial(object)? {
         "owned by a Trial"
@@ -33,31 +33,26 @@ pub(super) fn decide(
     } else {
         let mut outcome = Outcome::unchanged("neither owned by a Trial nor asking by label");
         warn_of_odd_wish(&metadata, &mut outcome);
-        take_label(object, "", kind, right, settings, &mut outcome)?;
+        take_label(object, right, &mut outcome);
         return Ok(outcome);
     };
     let mut outcome = Outcome { reason: reason.into(), ..Outcome::default() };
+    if let Right::Withheld(_) = right {
+        update::withhold_all(Endpoint::JobMutate, object, &mut outcome);
+    }
     edit(object, "", kind, right, settings, &mut outcome)?;
     right.tell(&mut outcome);
     Ok(outcome)
 }
 
 /// Takes the label that makes its pods the owner off an object that is none of our business otherwise.
-pub(super) fn take_label(
-    object: Node<'_>,
-    prefix: &str,
-    kind: (&str, &str),
-    right: Right,
-    settings: &Settings,
-    outcome: &mut Outcome,
-) -> Result<(), Unexpected> {
+fn take_label(object: Node<'_>, right: Right, outcome: &mut Outcome) {
     if let Right::Withheld(_) = right {
-        update::take_back(&templates(object, prefix, kind, settings)?, &[], outcome);
+        update::withhold_all(Endpoint::JobMutate, object, outcome);
         if !outcome.patch.is_empty() {
             right.tell(outcome);
         }
     }
-    Ok(())
 }
 
 /// Edits the pod templates of a workload that stands at the pointer `prefix`.
@@ -102,7 +97,7 @@ pub(super) fn opt_out(
 }
 
 /// Where the table says they are, or else whatever has the shape of one.
-pub(super) fn templates<'d>(
+fn templates<'d>(
     object: Node<'d>,
     prefix: &str,
     (group, kind): (&str, &str),

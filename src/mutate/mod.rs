@@ -77,7 +77,15 @@ pub fn decide(
         Endpoint::JobMutate | Endpoint::WorkloadMutate => job::decide(object, request, surroundings, settings),
         Endpoint::TrialMutate => trial::decide(object, request, surroundings, settings),
     });
-    decided.unwrap_or_else(|unexpected| malformed(&unexpected))
+    decided.unwrap_or_else(|unexpected| {
+        let mut outcome = malformed(&unexpected);
+        // What we cannot read somebody else may: a mistake in one place must not let the label pass in another.
+        let right = Right::of(object, request, surroundings, settings);
+        if endpoint != Endpoint::NotebookMutate && !matches!(right, Ok(Right::Granted | Right::Judged)) {
+            update::withhold_all(endpoint, object, &mut outcome);
+        }
+        outcome
+    })
 }
 
 /// The API server will refuse such an object for its own reasons, or its schema knows better than we do: not ours to judge.

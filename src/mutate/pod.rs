@@ -30,7 +30,7 @@ pub(super) fn decide(
         None => return Ok(stranger(&metadata)),
     };
     // A notebook's has to have the label, another one's may keep it: whatever it looks like, the mesh goes by the label.
-    if is_notebook || is_granted(&metadata) {
+    if is_notebook || is_granted(&pod) {
         if metadata.exists {
             let label = [(names::TENANT_LABEL, right.label(&metadata).to_owned())];
             outcome.patch.entries("/metadata/labels", metadata.labels, label);

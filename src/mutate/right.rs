@@ -76,7 +76,7 @@ impl Right {
     pub(super) fn label(self, metadata: &Metadata<'_>) -> &'static str {
         match self {
             Self::Granted => "true",
-            Self::Judged if is_granted(metadata) => "true",
+            Self::Judged if metadata.label(names::TENANT_LABEL) == Some("true") => "true",
             Self::Judged | Self::Withheld(_) => names::WITHHELD,
         }
     }
@@ -109,9 +109,9 @@ impl Reason {
     }
 }
 
-/// Whether it has the label that makes it the owner.
-pub(super) fn is_granted(metadata: &Metadata<'_>) -> bool {
-    metadata.label(names::TENANT_LABEL) == Some("true")
+/// Whether a pod or a template has the label that makes it the owner.
+pub(super) fn is_granted(object: &Node<'_>) -> bool {
+    object.at(&["metadata", "labels", names::TENANT_LABEL]).and_then(Node::text) == Some("true")
 }
 
 /// Group, kind and name of what controls an object.

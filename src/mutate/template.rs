@@ -12,8 +12,8 @@ use crate::cluster::names;
 
 /// A pod template and the JSON pointer to it.
 pub(super) struct Template<'d> {
-    pub(super) pointer: String,
-    pub(super) metadata: Metadata<'d>,
+    pointer: String,
+    metadata: Metadata<'d>,
     spec: PodSpec<'d>,
     /// Whether something outside of this template has chosen a service account for its pods.
     service_account_chosen: bool,

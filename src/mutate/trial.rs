@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use super::right::Right;
-use super::template::Template;
 use super::view::Metadata;
 use super::{Settings, Surroundings, Wish, job, template, update, warn_of_odd_wish};
 use crate::admission::json::{Document, Node, Unexpected};
@@ -39,8 +38,21 @@ pub(super) fn decide(
     }
     let right = Right::of(trial, request, surroundings, settings)?;
     let Some(run) = run_spec(trial)? else { return Ok(outcome) };
-    let edit =
-        |run: Node<'_>, pointer: &str, outcome: &mut Outcome| edit_run(run, pointer, wish, right, settings, outcome);
+    let edit = |run: Node<'_>, pointer: &str, outcome: &mut Outcome| {
+        if let Right::Withheld(_) = right {
+            update::take_back(&update::grants_below(run, pointer), &[], outcome);
+        }
+        match edit_run(run, pointer, wish, right, settings, outcome) {
+            // Of a text all or nothing would be written, and what is taken off has to be.
+            Err(unexpected) if pointer.is_empty() && !outcome.patch.is_empty() => {
+                outcome
+                    .warnings
+                    .push(format!("tenancy-fixer left some of the trial's spec.runSpec as it is: {unexpected}"));
+                Ok(())
+            }
+            result => result,
+        }
+    };
     edit_run_or_text(run, edit, &mut outcome)?;
     if wish != Wish::Out {
         right.tell(&mut outcome);
@@ -48,29 +60,28 @@ pub(super) fn decide(
     Ok(outcome)
 }
 
-/// Takes the label off those templates that did not have it before.
-pub(super) fn update(
-    trial: Node<'_>,
-    old: Option<Node<'_>>,
-    settings: &Settings,
-    outcome: &mut Outcome,
-) -> Result<(), Unexpected> {
+/// Takes the label off wherever it was not before.
+pub(super) fn update(trial: Node<'_>, old: Option<Node<'_>>, outcome: &mut Outcome) -> Result<(), Unexpected> {
     let Some(run) = run_spec(trial)? else { return Ok(()) };
-    let old = old.map_or(Ok(None), run_spec)?.filter(|old| old.is_object());
+    let before = old.map_or(Ok(None), run_spec)?.map_or(Vec::new(), |old| match old.text() {
+        Some(text) => yaml::value(text).map(|old: Value| grants_of_text(&old)).unwrap_or_default(),
+        None => update::grants_below(old, RUN_SPEC),
+    });
     let take_back = |run: Node<'_>, pointer: &str, outcome: &mut Outcome| {
-        let before = old.map_or(Ok(Vec::new()), |old| templates(old, pointer, settings))?;
-        update::take_back(&templates(run, pointer, settings)?, &before, outcome);
+        update::take_back(&update::grants_below(run, pointer), &before, outcome);
         Ok(())
     };
     edit_run_or_text(run, take_back, outcome)
 }
 
-fn run_spec(trial: Node<'_>) -> Result<Option<Node<'_>>, Unexpected> {
-    Ok(trial.object("spec")?.and_then(|spec| spec.get("runSpec")))
+fn grants_of_text(manifest: &Value) -> Vec<String> {
+    let json = manifest.to_string();
+    let document: Result<Document<'_>, _> = serde_json::from_str(&json);
+    document.map_or(Vec::new(), |document| update::grants_below(document.root(), ""))
 }
 
-fn templates<'d>(run: Node<'d>, pointer: &str, settings: &Settings) -> Result<Vec<Template<'d>>, Unexpected> {
-    job::templates(run, pointer, kind(run)?, settings)
+fn run_spec(trial: Node<'_>) -> Result<Option<Node<'_>>, Unexpected> {
+    Ok(trial.object("spec")?.and_then(|spec| spec.get("runSpec")))
 }
 
 fn kind(run: Node<'_>) -> Result<(&str, &str), Unexpected> {
@@ -107,7 +118,7 @@ fn edit_run(
         return job::opt_out(run, pointer, kind, settings, outcome);
     }
     if Wish::of(&Metadata::read(run)?) == Wish::Out {
-        return job::take_label(run, pointer, kind, right, settings, &mut *outcome);
+        return Ok(());
     }
     job::edit(run, pointer, kind, right, settings, outcome)
 }

@@ -2,10 +2,9 @@
 //! now: where only the owner acts as the owner, nobody else may add the label later.
 
 use super::right::{Right, is_granted};
-use super::template::{Template, set_metadata};
-use super::view::Metadata;
-use super::{Settings, Surroundings, job, trial};
+use super::{Settings, Surroundings, trial};
 use crate::admission::json::{Node, Unexpected};
+use crate::admission::patch::escape;
 use crate::admission::{Endpoint, Outcome, Request};
 use crate::cluster::names;
 
@@ -24,18 +23,13 @@ pub(super) fn decide(
     let mut outcome = Outcome { reason: "an update that adds the label".into(), ..Outcome::default() };
     match endpoint {
         Endpoint::PodMutate => {
-            let before = old.map(Metadata::read).transpose()?;
-            let metadata = Metadata::read(object)?;
-            if is_granted(&metadata) && !before.is_some_and(|before| is_granted(&before)) {
-                withhold(&metadata, "", &mut outcome);
+            let before = old.is_some_and(|old| is_granted(&old));
+            if is_granted(&object) && !before {
+                withhold(&[LABEL.to_owned()], &mut outcome);
             }
         }
-        Endpoint::TrialMutate => trial::update(object, old, settings, &mut outcome)?,
-        _ => {
-            let kind = (request.group, request.kind);
-            let before = old.map_or(Ok(Vec::new()), |old| job::templates(old, "", kind, settings))?;
-            take_back(&job::templates(object, "", kind, settings)?, &before, &mut outcome);
-        }
+        Endpoint::TrialMutate => trial::update(object, old, &mut outcome)?,
+        _ => take_back(&grants_below(object, ""), &old.map_or(Vec::new(), |old| grants_below(old, "")), &mut outcome),
     }
     if outcome.patch.is_empty() {
         return Ok(Outcome { reason: "an update that does not add the label".into(), ..outcome });
@@ -44,17 +38,63 @@ pub(super) fn decide(
     Ok(outcome)
 }
 
-/// Takes the label off those templates that did not have it before.
-pub(super) fn take_back(templates: &[Template<'_>], before: &[Template<'_>], outcome: &mut Outcome) {
-    for template in templates.iter().filter(|template| is_granted(&template.metadata)) {
-        let had_it = |old: &Template<'_>| old.pointer == template.pointer && is_granted(&old.metadata);
-        if !before.iter().any(had_it) {
-            withhold(&template.metadata, &template.pointer, outcome);
+/// Takes the label off wherever it was not before.
+pub(super) fn take_back(grants: &[String], before: &[String], outcome: &mut Outcome) {
+    let added: Vec<String> = grants.iter().filter(|grant| !before.contains(grant)).cloned().collect();
+    withhold(&added, outcome);
+}
+
+/// Takes the label off everywhere in an object that is not to have it, whatever else is wrong with it.
+pub(super) fn withhold_all(endpoint: Endpoint, object: Node<'_>, outcome: &mut Outcome) {
+    if endpoint == Endpoint::PodMutate {
+        if is_granted(&object) {
+            withhold(&[LABEL.to_owned()], outcome);
         }
+    } else {
+        withhold(&grants_below(object, ""), outcome);
     }
 }
 
-fn withhold(metadata: &Metadata<'_>, pointer: &str, outcome: &mut Outcome) {
-    let label = vec![(names::TENANT_LABEL, names::WITHHELD.to_owned())];
-    set_metadata(metadata, pointer, label, Vec::new(), &mut outcome.patch);
+/// Pointers to every label in an object by which something that is made of it would be the owner's: wherever there are
+/// labels, since a controller may see a pod template where we do not. The object's own says nothing about its pods.
+pub(super) fn grants_below(object: Node<'_>, pointer: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (key, child) in object.entries() {
+        search(child, &mut format!("{pointer}/{}", escape(key)), &mut found);
+    }
+    found
+}
+
+/// The pointer from what has metadata to its tenant label.
+const LABEL: &str = "/metadata/labels/kubeflow-extension";
+
+/// Depth first; as deep as the document, whose reader has a limit.
+fn search(node: Node<'_>, pointer: &mut String, found: &mut Vec<String>) {
+    if is_granted(&node) {
+        found.push(format!("{pointer}{LABEL}"));
+    }
+    let length = pointer.len();
+    let items = node.items().enumerate().map(|(index, item)| (index.to_string().into(), item));
+    for (step, child) in node.entries().map(|(key, child)| (escape(key), child)).chain(items) {
+        pointer.push('/');
+        pointer.push_str(&step);
+        search(child, pointer, found);
+        pointer.truncate(length);
+    }
+}
+
+fn withhold(grants: &[String], outcome: &mut Outcome) {
+    for grant in grants {
+        outcome.patch.replace(grant.as_str(), names::WITHHELD);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pointer_is_the_labels() {
+        assert_eq!(LABEL.strip_prefix("/metadata/labels/"), Some(names::TENANT_LABEL));
+    }
 }

@@ -123,7 +123,9 @@ mod tests {
             .into_iter()
             .map(|action| if let Action::Delete(kind, _) = action { kind } else { panic!("{action:?}") })
             .collect();
-        assert_eq!(kinds, [ChildKind::EnvoyFilter, ChildKind::ServiceRoleBinding, ChildKind::AuthorizationPolicy]);
+        let (policy, binding) = (ChildKind::AuthorizationPolicy, ChildKind::ServiceRoleBinding);
+        // What forbids goes last.
+        assert_eq!(kinds, [ChildKind::EnvoyFilter, binding, policy, ChildKind::RemovingEnvoyFilter]);
     }
 
     #[test]

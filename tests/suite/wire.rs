@@ -291,6 +291,7 @@ fn a_body_that_breaks_off_is_refused() {
 
 #[test]
 fn only_creations_are_changed_and_a_dry_run_is_one() {
+    // An update matters where only the owner acts as the owner; this namespace is not such a one.
     for operation in ["UPDATE", "DELETE", "CONNECT", "", "SOMETHING"] {
         let mut review = review(&notebook());
         review["request"]["operation"] = json!(operation);
