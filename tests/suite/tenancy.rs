@@ -21,16 +21,16 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const USER: &str = "system:serviceaccount:kubeflow-extension:tenancy-fixer";
 
 /// The cluster with what the controller needs, and the tenants of one test, which go with it.
-struct Scene<'c> {
-    cluster: &'c Cluster,
+pub struct Scene<'c> {
+    pub cluster: &'c Cluster,
     folder: PathBuf,
-    certificate: Certificate,
+    pub certificate: Certificate,
     tenants: Mutex<Vec<String>>,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl<'c> Scene<'c> {
-    fn new(cluster: &'c Cluster, test: &str) -> Self {
+    pub fn new(cluster: &'c Cluster, test: &str) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = support::folder(&format!("tenancy-{test}"));
         cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
@@ -53,7 +53,7 @@ impl<'c> Scene<'c> {
     }
 
     /// Starts it, and waits until it writes.
-    fn lead(&self, flags: &[&str]) -> Server {
+    pub fn lead(&self, flags: &[&str]) -> Server {
         let server = self.serve(flags);
         server.wait_for_line("the lease", |line| is(line, "holding the lease: this replica writes"));
         server
@@ -75,26 +75,31 @@ impl<'c> Scene<'c> {
     }
 
     /// A name of a tenant of this test's own.
-    fn tenant(&self, name: &str) -> String {
+    pub fn tenant(&self, name: &str) -> String {
         let tenant = format!("{name}-{}", std::process::id());
         self.tenants.lock().unwrap().push(tenant.clone());
         tenant
     }
 
-    fn profile(&self, tenant: &str, owner: &str) {
+    pub fn profile(&self, tenant: &str, owner: &str) {
         self.cluster.apply(&profile(tenant, owner));
     }
 
-    fn namespace(&self, tenant: &str, owner: &str) {
+    pub fn namespace(&self, tenant: &str, owner: &str) {
         self.cluster.apply(&namespace(tenant, owner));
     }
 
-    fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         self.cluster.get(kind, namespace, name)
     }
 
-    fn filter(&self, tenant: &str) -> Option<Value> {
+    pub fn filter(&self, tenant: &str) -> Option<Value> {
         self.get("envoyfilter", tenant, "add-header")
+    }
+
+    /// The one that takes the header off.
+    pub fn removing_filter(&self, tenant: &str) -> Option<Value> {
+        self.get("envoyfilter", tenant, "remove-header")
     }
 
     fn policy(&self, tenant: &str) -> Option<Value> {
@@ -105,20 +110,23 @@ impl<'c> Scene<'c> {
         self.get("servicerolebinding", "kubeflow", &format!("bind-ml-pipeline-{tenant}"))
     }
 
-    fn granted(&self, tenant: &str) -> bool {
+    pub fn granted(&self, tenant: &str) -> bool {
         self.filter(tenant).is_some() && self.policy(tenant).is_some() && self.binding(tenant).is_some()
     }
 
     fn withdrawn(&self, tenant: &str) -> bool {
-        self.filter(tenant).is_none() && self.policy(tenant).is_none() && self.binding(tenant).is_none()
+        self.filter(tenant).is_none()
+            && self.removing_filter(tenant).is_none()
+            && self.policy(tenant).is_none()
+            && self.binding(tenant).is_none()
     }
 
-    fn annotate(&self, tenant: &str, annotation: &str) {
+    pub fn annotate(&self, tenant: &str, annotation: &str) {
         self.cluster.kubectl(&["annotate", "--overwrite", "namespace", tenant, annotation]);
     }
 
     /// Warnings about a tenant, reason and text.
-    fn warnings(&self, kind: &str, tenant: &str) -> Vec<(String, String)> {
+    pub fn warnings(&self, kind: &str, tenant: &str) -> Vec<(String, String)> {
         let selector = format!("involvedObject.kind={kind},involvedObject.name={tenant},type=Warning");
         let events: Value = serde_json::from_str(&self.cluster.kubectl(&[
             "get",
