@@ -15,7 +15,8 @@ use tracing::warn;
 use super::act::Trouble;
 use super::progress::{Progress, lock, pause};
 use super::watches::{self, Listener};
-use super::{Child, ChildKind, Defaults, Metrics, Observed, Offered, Settings, State, Verdict, plan};
+use super::{Child, ChildKind, Defaults, Grant, Metrics, Observed, Offered, Settings, State, Verdict, plan};
+use crate::cluster::identity::Identity;
 use crate::cluster::lease::{Held, Lease};
 use crate::cluster::names;
 
@@ -115,7 +116,7 @@ impl Listener for Worker {
 }
 
 impl Worker {
-    fn schedule(&self, tenant: &str, at: Instant) {
+    pub(super) fn schedule(&self, tenant: &str, at: Instant) {
         if let Some(queue) = &*lock(&self.queue) {
             // The receiver goes when the Lease does; then somebody else looks at everybody.
             let _ = queue.send(ScheduleRequest { message: tenant.to_owned(), run_at: at.into() });
@@ -198,10 +199,16 @@ impl Worker {
     }
 
     async fn reconcile(&self, tenant: &str, held: &Held, offered: Offered) -> Result<(), Trouble> {
-        let (verdict, children, found) = self.judge(tenant, offered);
+        let (verdict, mut children, found) = self.judge(tenant, offered);
         self.announce(tenant, &verdict).await;
         if verdict == Verdict::Terminating {
             return Ok(());
+        }
+        if let Verdict::Tenant(grant) = &verdict
+            && self.needs_header(tenant, grant, &found).await?
+        {
+            let grant = Grant { identity: Identity::Header, ..grant.clone() };
+            children = self.context.state.read().desired(tenant, &grant, offered, &self.context.settings);
         }
         for action in plan(&children, |kind| found.get(&kind).cloned()) {
             if !held.is_held() {

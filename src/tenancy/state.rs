@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::profile::owner;
 use super::{
-    Child, ChildKind, Defaults, Mesh, NamespaceFacts, Observed, Offered, ProfileFacts, Settings, Verdict, desired,
-    verdict,
+    Child, ChildKind, Defaults, Grant, Mesh, NamespaceFacts, Observed, Offered, ProfileFacts, Settings, Verdict,
+    desired, verdict,
 };
 use crate::cluster::identity::Identity;
 use crate::cluster::names;
@@ -84,11 +84,16 @@ impl Facts {
     ) -> (Verdict, Vec<Child>) {
         let namespace = self.namespaces.get(tenant);
         let verdict = verdict(tenant, namespace, self.profiles.get(tenant), defaults);
-        let children = match (&verdict, namespace) {
-            (Verdict::Tenant(grant), Some(namespace)) => desired(tenant, namespace, grant, offered, settings),
+        let children = match &verdict {
+            Verdict::Tenant(grant) => self.desired(tenant, grant, offered, settings),
             _ => Vec::new(),
         };
         (verdict, children)
+    }
+
+    /// What a tenant should have by a grant.
+    pub(super) fn desired(&self, tenant: &str, grant: &Grant, offered: Offered, settings: &Settings) -> Vec<Child> {
+        self.namespaces.get(tenant).map_or(Vec::new(), |namespace| desired(tenant, namespace, grant, offered, settings))
     }
 }
 

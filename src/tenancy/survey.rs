@@ -94,7 +94,7 @@ fn said(action: &Action<'_>, tenant: &str) -> String {
     };
     match action {
         Action::Create(child) => format!("{} is missing", place(child.kind)),
-        Action::Repair(child) => format!("{} is not as it should be", place(child.kind)),
+        Action::Repair(child, _) => format!("{} is not as it should be", place(child.kind)),
         Action::Delete(kind, _) => format!("{} should not be there", place(*kind)),
         Action::Taken(child) => {
             format!("{} is there without our label {}=true", place(child.kind), names::TENANT_LABEL)
