@@ -40,7 +40,7 @@ pub(super) fn decide(
     let Some(run) = run_spec(trial)? else { return Ok(outcome) };
     let edit = |run: Node<'_>, pointer: &str, outcome: &mut Outcome| {
         if let Right::Withheld(_) = right {
-            update::take_back(&update::grants_below(run, pointer), &[], outcome);
+            update::take_back(&update::grants_in(run, pointer), &[], outcome);
         }
         match edit_run(run, pointer, wish, right, settings, outcome) {
             // Of a text all or nothing would be written, and what is taken off has to be.
@@ -65,10 +65,10 @@ pub(super) fn update(trial: Node<'_>, old: Option<Node<'_>>, outcome: &mut Outco
     let Some(run) = run_spec(trial)? else { return Ok(()) };
     let before = old.map_or(Ok(None), run_spec)?.map_or(Vec::new(), |old| match old.text() {
         Some(text) => yaml::value(text).map(|old: Value| grants_of_text(&old)).unwrap_or_default(),
-        None => update::grants_below(old, RUN_SPEC),
+        None => update::grants_in(old, RUN_SPEC),
     });
     let take_back = |run: Node<'_>, pointer: &str, outcome: &mut Outcome| {
-        update::take_back(&update::grants_below(run, pointer), &before, outcome);
+        update::take_back(&update::grants_in(run, pointer), &before, outcome);
         Ok(())
     };
     edit_run_or_text(run, take_back, outcome)
@@ -77,7 +77,7 @@ pub(super) fn update(trial: Node<'_>, old: Option<Node<'_>>, outcome: &mut Outco
 fn grants_of_text(manifest: &Value) -> Vec<String> {
     let json = manifest.to_string();
     let document: Result<Document<'_>, _> = serde_json::from_str(&json);
-    document.map_or(Vec::new(), |document| update::grants_below(document.root(), ""))
+    document.map_or(Vec::new(), |document| update::grants_in(document.root(), ""))
 }
 
 fn run_spec(trial: Node<'_>) -> Result<Option<Node<'_>>, Unexpected> {

@@ -46,12 +46,12 @@ pub(super) fn take_back(grants: &[String], before: &[String], outcome: &mut Outc
 
 /// Takes the label off everywhere in an object that is not to have it, whatever else is wrong with it.
 pub(super) fn withhold_all(endpoint: Endpoint, object: Node<'_>, outcome: &mut Outcome) {
-    if endpoint == Endpoint::PodMutate {
-        if is_granted(&object) {
-            withhold(&[LABEL.to_owned()], outcome);
-        }
-    } else {
-        withhold(&grants_below(object, ""), outcome);
+    match endpoint {
+        Endpoint::PodMutate if is_granted(&object) => withhold(&[LABEL.to_owned()], outcome),
+        Endpoint::PodMutate | Endpoint::NotebookMutate => {}
+        // An error is a Trial without anything to run.
+        Endpoint::TrialMutate => trial::update(object, None, outcome).unwrap_or_default(),
+        Endpoint::JobMutate | Endpoint::WorkloadMutate => withhold(&grants_below(object, ""), outcome),
     }
 }
 
@@ -62,6 +62,13 @@ pub(super) fn grants_below(object: Node<'_>, pointer: &str) -> Vec<String> {
     for (key, child) in object.entries() {
         search(child, &mut format!("{pointer}/{}", escape(key)), &mut found);
     }
+    found
+}
+
+/// The same with its own label, which is its pod's where it is one.
+pub(super) fn grants_in(object: Node<'_>, pointer: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    search(object, &mut pointer.to_owned(), &mut found);
     found
 }
 

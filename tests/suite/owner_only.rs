@@ -303,6 +303,34 @@ fn a_jobs_pods_are_the_owners_if_the_owner_has_made_the_job() {
     assert_eq!(template["metadata"]["labels"]["kubeflow-extension"], "withheld");
 }
 
+/// The overlay `owner-only` has `failurePolicy: Fail`; this is what it does when nobody answers.
+#[test]
+fn while_nobody_answers_nothing_is_made_that_could_be_the_owners() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "owner-only-closed");
+    let tenant = Tenant::new(&scene, "owner-only-closed", &["--owner-only", "true"]);
+    let mut closed = configuration(&tenant.name, "127.0.0.1:1".parse().unwrap(), &scene.certificate);
+    let open = closed.clone();
+    for webhook in closed["webhooks"].as_array_mut().unwrap() {
+        webhook["failurePolicy"] = json!("Fail");
+    }
+    let create = |object: &Value| {
+        let arguments =
+            ["create", "-n", &tenant.name, "--as", CONTRIBUTOR, "--dry-run=server", "-o", "json", "-f", "-"];
+        scene.cluster.try_kubectl_with(&arguments, &object.to_string())
+    };
+    scene.cluster.apply(&closed);
+    wait_for("the refusal", || !create(&pod("theirs", granted())).status.success());
+    let refused = create(&job("theirs", &json!({"a": "b"}), &granted()));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("failed calling webhook"), "{refused:?}");
+    assert!(create(&pod("plain", json!({"app": "x"}))).status.success(), "others start");
+    // By default it fails open, and what is made meanwhile has what it brings.
+    scene.cluster.apply(&open);
+    wait_for("the label", || {
+        String::from_utf8_lossy(&create(&pod("theirs", granted())).stdout).contains(r#""kubeflow-extension": "true""#)
+    });
+}
+
 #[test]
 fn a_namespace_says_itself_whether_it_is_for_its_owner_only() {
     let cluster = Cluster::shared();

@@ -166,6 +166,11 @@ impl Cluster {
         run_kubectl(&self.kubeconfig, arguments, "")
     }
 
+    /// The same with a text on standard input.
+    pub fn try_kubectl_with(&self, arguments: &[&str], input: &str) -> Output {
+        run_kubectl(&self.kubeconfig, arguments, input)
+    }
+
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         self.kubectl_with(arguments, "").0
     }

@@ -407,6 +407,28 @@ fn a_namespace_chooses_its_identity_and_admission_follows() {
 }
 
 #[test]
+fn a_replica_is_ready_once_it_knows_the_namespaces_or_has_waited_long_enough() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "ready");
+    let server = scene.serve(&[]);
+    wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
+    assert!(!server.lines().iter().any(|line| line["level"] == "WARN"), "{:#?}", server.lines());
+    drop(server);
+
+    let nowhere = scene.folder.join("nowhere");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(scene.kubeconfig()).unwrap()).unwrap();
+    config["clusters"][0]["cluster"]["server"] = json!("https://127.0.0.1:1");
+    fs::write(&nowhere, config.to_string()).unwrap();
+    let environment = [("KUBECONFIG", nowhere.as_path())];
+    let server = Server::start_with(&scene.certificate, &["--only", "admission,tenancy"], &[], &environment);
+    assert_eq!(server::get(&server, "/readyz").0, 503);
+    server.wait_for_line("the warning", |line| {
+        line["message"].as_str().unwrap().starts_with("the cluster has not been listed yet")
+    });
+    wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
+}
+
+#[test]
 fn a_namespace_moves_to_tokens_when_no_pod_needs_the_header_any_more() {
     let cluster = Cluster::shared();
     let scene = Scene::new(&cluster, "moving");
