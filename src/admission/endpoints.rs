@@ -18,6 +18,8 @@ pub enum Endpoint {
     WorkloadMutate,
     /// Kubeflow's Notebooks, for who has made them.
     NotebookMutate,
+    /// Katib's Experiments, for whose they are.
+    ExperimentMutate,
 }
 
 /// What the API server does with an object when we do not answer.
@@ -49,8 +51,14 @@ pub struct MatchCondition {
 
 impl Endpoint {
     /// All of them, in the order of the manifests.
-    pub const ALL: [Self; 5] =
-        [Self::PodMutate, Self::JobMutate, Self::TrialMutate, Self::WorkloadMutate, Self::NotebookMutate];
+    pub const ALL: [Self; 6] = [
+        Self::PodMutate,
+        Self::JobMutate,
+        Self::TrialMutate,
+        Self::WorkloadMutate,
+        Self::NotebookMutate,
+        Self::ExperimentMutate,
+    ];
 
     /// The path, as the predecessor had it where it had one.
     #[must_use]
@@ -61,6 +69,7 @@ impl Endpoint {
             Self::TrialMutate => "/trial/mutate",
             Self::WorkloadMutate => "/workload/mutate",
             Self::NotebookMutate => "/notebook/mutate",
+            Self::ExperimentMutate => "/experiment/mutate",
         }
     }
 
@@ -79,6 +88,7 @@ impl Endpoint {
             Self::TrialMutate => "trial",
             Self::WorkloadMutate => "workload",
             Self::NotebookMutate => "notebook",
+            Self::ExperimentMutate => "experiment",
         }
     }
 
@@ -87,9 +97,12 @@ impl Endpoint {
     #[must_use]
     pub const fn failure_policy(self) -> FailurePolicy {
         match self {
-            Self::PodMutate | Self::JobMutate | Self::TrialMutate | Self::WorkloadMutate | Self::NotebookMutate => {
-                FailurePolicy::Ignore
-            }
+            Self::PodMutate
+            | Self::JobMutate
+            | Self::TrialMutate
+            | Self::WorkloadMutate
+            | Self::NotebookMutate
+            | Self::ExperimentMutate => FailurePolicy::Ignore,
         }
     }
 
@@ -105,9 +118,12 @@ impl Endpoint {
     #[must_use]
     pub const fn operations(self) -> &'static [&'static str] {
         match self {
-            Self::PodMutate | Self::JobMutate | Self::TrialMutate | Self::WorkloadMutate | Self::NotebookMutate => {
-                &["CREATE", "UPDATE"]
-            }
+            Self::PodMutate
+            | Self::JobMutate
+            | Self::TrialMutate
+            | Self::WorkloadMutate
+            | Self::NotebookMutate
+            | Self::ExperimentMutate => &["CREATE", "UPDATE"],
         }
     }
 
@@ -123,6 +139,7 @@ impl Endpoint {
             Self::PodMutate => rule("", &["v1"], &["pods", "pods/status"]),
             Self::JobMutate => rule("batch", &["v1"], &["jobs"]),
             Self::TrialMutate => rule(names::KUBEFLOW_GROUP, &["v1beta1", "v1alpha3"], &["trials"]),
+            Self::ExperimentMutate => rule(names::KUBEFLOW_GROUP, &["v1beta1", "v1alpha3"], &["experiments"]),
             Self::NotebookMutate => rule(names::KUBEFLOW_GROUP, &["v1", "v1beta1", "v1alpha1"], &["notebooks"]),
             Self::WorkloadMutate => workload_rules(workloads),
         }
@@ -132,7 +149,7 @@ impl Endpoint {
     /// something else, and a Notebook has a creator in any case.
     #[must_use]
     pub const fn sees_opted_out(self) -> bool {
-        !matches!(self, Self::PodMutate)
+        !matches!(self, Self::PodMutate | Self::ExperimentMutate)
     }
 
     /// Keeps away what is none of our business. The code decides by the same facts once more: an API server without
@@ -175,6 +192,7 @@ impl Endpoint {
             Self::TrialMutate | Self::WorkloadMutate => {
                 vec![update_only_if("changes-spec", "object.spec != oldObject.spec")]
             }
+            Self::ExperimentMutate => vec![update_only_if("adds-label", &gains("metadata"))],
             Self::NotebookMutate => {
                 let is =
                     |object: &str| has_key(&format!("{object}.metadata"), "annotations", names::CREATOR_ANNOTATION);

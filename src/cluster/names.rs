@@ -59,6 +59,8 @@ pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
 pub const KATIB_COLLECTORS: &[&str] = &["metrics-logger-and-collector", "metrics-collector"];
 /// Kind of one run of a Katib experiment.
 pub const TRIAL: &str = "Trial";
+/// Kind of a Katib experiment; Katib gives its labels to its Trials (katib, pkg/controller.v1beta1/util/labels.go).
+pub const EXPERIMENT: &str = "Experiment";
 /// Kind that gives a user a namespace of its own name.
 pub const PROFILE: &str = "Profile";
 /// Annotation of a profile's namespace: the owner's name as the profile controller wrote it.

@@ -1,10 +1,12 @@
 //! What admission makes of an object. Pure: a request and settings in, an [`Outcome`] out; no client, no clock, no state.
 //!
-//! One file for each kind of object (`pod`, `job`, `trial`, `train_job`, `notebook`), `template` for what they share, and
+//! One file for each kind of object (`pod`, `job`, `trial`, `train_job`, `notebook`,
+//! `experiment`), `template` for what they share, and
 //! one file for each change (`identity`, `service_account`, `sidecar`, `katib`). `right` says whether an object may act as
 //! the namespace's owner, `update` keeps later changes from saying otherwise.
 //! Everything is idempotent: the API server may call again when another webhook has changed the object.
 
+mod experiment;
 mod identity;
 mod job;
 mod katib;
@@ -47,6 +49,10 @@ impl Surroundings<'_> {
     pub const fn unknown() -> Self {
         Self { identity: None, owner_only: None, owner: None, creator_of: &|_| None }
     }
+
+    fn is_owner_only(&self, settings: &Settings) -> bool {
+        self.owner_only.unwrap_or(settings.owner_only)
+    }
 }
 
 /// Decides on one request at one endpoint.
@@ -76,6 +82,7 @@ pub fn decide(
         Endpoint::PodMutate => pod::decide(object, request, surroundings, settings),
         Endpoint::JobMutate | Endpoint::WorkloadMutate => job::decide(object, request, surroundings, settings),
         Endpoint::TrialMutate => trial::decide(object, request, surroundings, settings),
+        Endpoint::ExperimentMutate => experiment::decide(object, request, surroundings, settings),
     });
     decided.unwrap_or_else(|unexpected| {
         let mut outcome = malformed(&unexpected);

@@ -23,18 +23,20 @@ pub(super) fn decide(
     let never_ours = never_ours(&metadata, &spec);
     let is_notebook = never_ours.is_none()
         && [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL].iter().any(|label| metadata.label(label).is_some());
-    let mut outcome = match never_ours {
-        Some(reason) => Outcome::unchanged(reason),
-        None if is_notebook => notebook(&metadata, &spec, surroundings, settings),
-        None if Wish::of(&metadata) == Wish::In => workload(&spec),
-        None => return Ok(stranger(&metadata)),
-    };
+    let mut outcome = Outcome::default();
     // A notebook's has to have the label, another one's may keep it: whatever it looks like, the mesh goes by the label.
-    if is_notebook || is_granted(&pod) {
-        if metadata.exists {
-            let label = [(names::TENANT_LABEL, right.label(&metadata).to_owned())];
-            outcome.patch.entries("/metadata/labels", metadata.labels, label);
-        }
+    let is_labelled = is_notebook || is_granted(&pod);
+    if is_labelled && metadata.exists {
+        let label = [(names::TENANT_LABEL, right.label(&metadata).to_owned())];
+        outcome.patch.entries("/metadata/labels", metadata.labels, label);
+    }
+    match never_ours {
+        Some(reason) => outcome.reason = reason.into(),
+        None if is_notebook => notebook(&metadata, &spec, surroundings, settings, &mut outcome),
+        None if Wish::of(&metadata) == Wish::In => workload(&spec, &mut outcome),
+        None => return Ok(stranger(&metadata)),
+    }
+    if is_labelled {
         right.tell(&mut outcome);
     }
     Ok(outcome)
@@ -63,22 +65,21 @@ fn notebook(
     spec: &PodSpec<'_>,
     surroundings: &Surroundings<'_>,
     settings: &Settings,
-) -> Outcome {
-    let mut outcome = Outcome { reason: "notebook pod".into(), ..Outcome::default() };
-    identity::give(spec, surroundings.identity.unwrap_or(settings.identity), settings, &mut outcome);
-    warn_of_odd_wish(metadata, &mut outcome);
-    outcome
+    outcome: &mut Outcome,
+) {
+    outcome.reason = "notebook pod".into();
+    identity::give(spec, surroundings.identity.unwrap_or(settings.identity), settings, outcome);
+    warn_of_odd_wish(metadata, outcome);
 }
 
 /// A pod of a job or Trial that has our label: what Istio and Katib have made of it ends when its work does.
-fn workload(spec: &PodSpec<'_>) -> Outcome {
-    if !spec.has_proxy {
-        return Outcome::unchanged("no sidecar (yet)");
-    }
-    if katib::collectors(spec).next().is_none() {
-        return Outcome::unchanged("no metrics collector (yet)");
-    }
-    let mut outcome = Outcome { reason: "pod of a Katib trial with a sidecar".into(), ..Outcome::default() };
-    katib::wait_for_the_training_alone(spec, &mut outcome.patch);
-    outcome
+fn workload(spec: &PodSpec<'_>, outcome: &mut Outcome) {
+    outcome.reason = if !spec.has_proxy {
+        "no sidecar (yet)".into()
+    } else if katib::collectors(spec).next().is_none() {
+        "no metrics collector (yet)".into()
+    } else {
+        katib::wait_for_the_training_alone(spec, &mut outcome.patch);
+        "pod of a Katib trial with a sidecar".into()
+    };
 }

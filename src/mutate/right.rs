@@ -28,6 +28,7 @@ pub(super) enum Reason {
     SomebodyElse,
     UnknownNotebook,
     SomebodyElsesNotebook,
+    SomebodyElsesExperiment,
     Unjudged,
 }
 
@@ -54,13 +55,16 @@ impl Right {
         }
         Ok(match settings.endpoint(group, kind) {
             Some(Endpoint::JobMutate | Endpoint::TrialMutate | Endpoint::WorkloadMutate) => Self::Judged,
+            // Its Trials have its labels, and their own say nothing else about what they run.
+            Some(Endpoint::ExperimentMutate) if is_granted(&object) => Self::Granted,
+            Some(Endpoint::ExperimentMutate) => Self::Withheld(Reason::SomebodyElsesExperiment),
             _ => Self::Withheld(Reason::Unjudged),
         })
     }
 
     /// By the review's user alone.
     pub(super) fn of_user(request: &Request<'_>, surroundings: &Surroundings<'_>, settings: &Settings) -> Self {
-        if !surroundings.owner_only.unwrap_or(settings.owner_only) {
+        if !surroundings.is_owner_only(settings) {
             return Self::Granted;
         }
         match surroundings.owner {
@@ -104,6 +108,7 @@ impl Reason {
             Self::SomebodyElsesNotebook => {
                 "the owner has not made its Notebook (annotation kubeflow-extension/creator)"
             }
+            Self::SomebodyElsesExperiment => "the owner has not made its Experiment (label kubeflow-extension)",
             Self::Unjudged => "what it was made from may be anybody's; see the setting owner-only-trusts",
         }
     }

@@ -103,6 +103,7 @@ impl Settings {
             ("", "Pod") => Some(Endpoint::PodMutate),
             ("batch", "Job") => Some(Endpoint::JobMutate),
             (names::KUBEFLOW_GROUP, names::TRIAL) => Some(Endpoint::TrialMutate),
+            (names::KUBEFLOW_GROUP, names::EXPERIMENT) => Some(Endpoint::ExperimentMutate),
             (names::KUBEFLOW_GROUP, names::NOTEBOOK) => Some(Endpoint::NotebookMutate),
             _ => self.workload(group, kind).map(|_| Endpoint::WorkloadMutate),
         }

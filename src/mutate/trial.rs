@@ -21,6 +21,7 @@ pub(super) fn decide(
     if request.namespace == settings.kubeflow_namespace {
         return Ok(Outcome::unchanged("in the namespace of Kubeflow itself"));
     }
+    let right = Right::of(trial, request, surroundings, settings)?;
     let mut outcome = Outcome::default();
     if wish == Wish::Out {
         // Its job and pods do not inherit the Trial's labels, and would be changed for being a Trial's.
@@ -30,13 +31,12 @@ pub(super) fn decide(
         template::set_metadata(
             &metadata,
             "",
-            vec![(names::TENANT_LABEL, "true".to_owned())],
+            vec![(names::TENANT_LABEL, right.label(&metadata).to_owned())],
             Vec::new(),
             &mut outcome.patch,
         );
         warn_of_odd_wish(&metadata, &mut outcome);
     }
-    let right = Right::of(trial, request, surroundings, settings)?;
     let Some(run) = run_spec(trial)? else { return Ok(outcome) };
     let edit = |run: Node<'_>, pointer: &str, outcome: &mut Outcome| {
         if let Right::Withheld(_) = right {

@@ -22,7 +22,7 @@ pub(super) fn decide(
     let old = request.old_object;
     let mut outcome = Outcome { reason: "an update that adds the label".into(), ..Outcome::default() };
     match endpoint {
-        Endpoint::PodMutate => {
+        Endpoint::PodMutate | Endpoint::ExperimentMutate => {
             let before = old.is_some_and(|old| is_granted(&old));
             if is_granted(&object) && !before {
                 withhold(&[LABEL.to_owned()], &mut outcome);
@@ -47,8 +47,10 @@ pub(super) fn take_back(grants: &[String], before: &[String], outcome: &mut Outc
 /// Takes the label off everywhere in an object that is not to have it, whatever else is wrong with it.
 pub(super) fn withhold_all(endpoint: Endpoint, object: Node<'_>, outcome: &mut Outcome) {
     match endpoint {
-        Endpoint::PodMutate if is_granted(&object) => withhold(&[LABEL.to_owned()], outcome),
-        Endpoint::PodMutate | Endpoint::NotebookMutate => {}
+        Endpoint::PodMutate | Endpoint::ExperimentMutate if is_granted(&object) => {
+            withhold(&[LABEL.to_owned()], outcome);
+        }
+        Endpoint::PodMutate | Endpoint::ExperimentMutate | Endpoint::NotebookMutate => {}
         // An error is a Trial without anything to run.
         Endpoint::TrialMutate => trial::update(object, None, outcome).unwrap_or_default(),
         Endpoint::JobMutate | Endpoint::WorkloadMutate => withhold(&grants_below(object, ""), outcome),

@@ -66,6 +66,11 @@ fn notebooks() {
     all(Endpoint::NotebookMutate);
 }
 
+#[test]
+fn experiments() {
+    all(Endpoint::ExperimentMutate);
+}
+
 /// Every object in the fixtures of an endpoint, with its name.
 pub fn objects(endpoint: Endpoint) -> Vec<(String, Value)> {
     cases(endpoint).into_iter().map(|folder| (folder.display().to_string(), read(&folder.join("in.yaml")))).collect()

@@ -14,6 +14,7 @@ const OWNER: &str = "alice@example.com";
 const CONTRIBUTOR: &str = "bob@example.com";
 const WEB_APP: &str = "system:serviceaccount:kubeflow:jupyter-web-app-service-account";
 const NOTEBOOK_CONTROLLER: &str = "system:serviceaccount:kubeflow:notebook-controller-service-account";
+const KATIB: &str = "system:serviceaccount:kubeflow:katib-controller";
 
 /// A tenant's namespace, a server that the API server asks about it, and users.
 struct Tenant<'s, 'c> {
@@ -36,11 +37,11 @@ impl<'s, 'c> Tenant<'s, 'c> {
             "metadata": {"name": "edit", "namespace": name},
             "rules": [{
                 "apiGroups": ["", "apps", "batch", "kubeflow.org"],
-                "resources": ["pods", "pods/status", "statefulsets", "jobs", "notebooks", "trials", "pytorchjobs"],
+                "resources": ["pods", "pods/status", "statefulsets", "jobs", "notebooks", "experiments", "trials", "pytorchjobs"],
                 "verbs": ["*"],
             }],
         }));
-        let users = [OWNER, CONTRIBUTOR, WEB_APP, NOTEBOOK_CONTROLLER];
+        let users = [OWNER, CONTRIBUTOR, WEB_APP, NOTEBOOK_CONTROLLER, KATIB];
         let users = users.map(|name| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}));
         scene.cluster.apply(&json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
@@ -263,6 +264,44 @@ fn a_notebooks_pod_is_the_owners_if_the_owner_has_made_the_notebook() {
         let pod = scene.get("pod", &tenant.name, "theirs-0");
         pod.is_some_and(|pod| pod["metadata"]["labels"]["kubeflow-extension"] == "true")
     });
+}
+
+/// What Katib makes of an Experiment: its Trials have its labels (katib, pkg/controller.v1beta1/util/labels.go).
+#[test]
+fn an_experiments_trials_are_the_owners_if_the_owner_has_made_the_experiment() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "owner-only-experiments");
+    let tenant = Tenant::new(&scene, "owner-only-experiments", &["--owner-only", "true"]);
+    let experiment = |name: &str, labels: Value| {
+        json!({
+            "apiVersion": "kubeflow.org/v1beta1", "kind": "Experiment", "metadata": {"name": name, "labels": labels},
+            "spec": {"maxTrialCount": 1},
+        })
+    };
+    let label_of_trials_template = |experiment: &Value| {
+        let metadata = &experiment["metadata"];
+        let owner = json!({
+            "apiVersion": "kubeflow.org/v1beta1", "kind": "Experiment", "name": metadata["name"], "uid": metadata["uid"], "controller": true,
+        });
+        let trial = json!({
+            "apiVersion": "kubeflow.org/v1beta1", "kind": "Trial",
+            "metadata": {"generateName": "trial-", "labels": metadata["labels"], "ownerReferences": [owner]},
+            "spec": {
+                "objective": {"type": "maximize", "objectiveMetricName": "accuracy"},
+                "runSpec": job("any", &json!({"a": "b"}), &json!({"a": "b"})),
+            },
+        });
+        let (trial, _) = tenant.create(KATIB, &trial);
+        trial["spec"]["runSpec"]["spec"]["template"]["metadata"]["labels"]["kubeflow-extension"].clone()
+    };
+    let (owners, said) = tenant.create(OWNER, &experiment("owners", json!({"a": "b"})));
+    assert_eq!((&owners["metadata"]["labels"]["kubeflow-extension"], said.as_str()), (&json!("true"), ""));
+    assert_eq!(label_of_trials_template(&owners), "true");
+    let (theirs, _) = tenant.create(CONTRIBUTOR, &experiment("theirs", granted()));
+    assert_eq!(label_of_trials_template(&theirs), "withheld");
+    tenant.kubectl(CONTRIBUTOR, &["label", "--overwrite", "experiment", "theirs", "kubeflow-extension=true"]);
+    let theirs = scene.get("experiment", &tenant.name, "theirs").unwrap();
+    assert_eq!(theirs["metadata"]["labels"]["kubeflow-extension"], "withheld");
 }
 
 #[test]
