@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::{IsTerminal as _, Read as _, Write};
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, ensure};
@@ -53,6 +54,11 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let capabilities: Vec<_> =
         Capability::value_variants().iter().filter(|capability| settings.has(**capability)).collect();
     ensure!(!capabilities.is_empty(), "every capability is switched off; see --only and --without");
+    let knows_owners = settings.has(Capability::Tenancy);
+    ensure!(
+        knows_owners || !settings.in_cluster.mutation.owner_only,
+        "--owner-only needs the capability tenancy, which knows the owners"
+    );
     info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
     let tls = TlsAcceptor::from(certs::server_config(&settings.tls_cert, &settings.tls_key)?);
@@ -60,8 +66,10 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
     let mut registry = Registry::with_prefix("tenancy_fixer");
     let namespaces = Arc::new(tenancy::State::default());
+    let listed = watch::Sender::new(!settings.has(Capability::Tenancy));
+    let all_listed = listed.subscribe();
     let tenancy = if settings.has(Capability::Tenancy) {
-        Some(tenancy_context(&settings, &namespaces, &mut registry).await?)
+        Some(tenancy_context(&settings, &namespaces, listed, &mut registry).await?)
     } else {
         None
     };
@@ -73,7 +81,6 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
 
     let readiness = Readiness::default();
-    readiness.set(true);
     let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
     let admission = async {
         if settings.has(Capability::Admission) {
@@ -87,6 +94,10 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
         }
     };
     let announce = async {
+        tokio::select! {
+            () = knowing(all_listed) => readiness.set(true),
+            () = until(&stop) => {}
+        }
         until(&stop).await;
         readiness.set(false);
         info!("stopping");
@@ -116,9 +127,21 @@ async fn reviewer(
     Ok(Reviewer { settings: mutation, namespaces, images, secrets })
 }
 
+/// How long a replica waits for what namespaces say before it answers without.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ends when everything has been listed that decisions depend on, or when that takes too long: a replica that is never
+/// ready would keep every tenant from what needs no list.
+async fn knowing(mut all_listed: watch::Receiver<bool>) {
+    if tokio::time::timeout(PATIENCE, all_listed.wait_for(|listed| *listed)).await.is_err() {
+        warn!("the cluster has not been listed yet: reviews are answered as if namespaces said nothing");
+    }
+}
+
 async fn tenancy_context(
     settings: &Serve,
     state: &Arc<tenancy::State>,
+    listed: watch::Sender<bool>,
     registry: &mut Registry,
 ) -> anyhow::Result<tenancy::Context> {
     let client = client(settings.in_cluster.context.clone())
@@ -127,7 +150,8 @@ async fn tenancy_context(
     Ok(tenancy::Context {
         client,
         settings: settings.in_cluster.tenancy.clone(),
-        identity: settings.in_cluster.mutation.identity,
+        defaults: defaults(&settings.in_cluster.mutation),
+        listed,
         state: Arc::clone(state),
         metrics: tenancy::Metrics::register(registry),
         instance: instance(),
@@ -152,6 +176,10 @@ async fn own_image(settings: &Serve) -> Option<String> {
             None
         }
     }
+}
+
+fn defaults(settings: &mutate::Settings) -> tenancy::Defaults {
+    tenancy::Defaults { identity: settings.identity, owner_only: settings.owner_only }
 }
 
 /// As kubectl finds its cluster; inside of one, by the pod's service account.
@@ -234,7 +262,7 @@ fn check(settings: &Check) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
     let survey = runtime.block_on(async {
         let client = client(settings.in_cluster.context.clone()).await.context("finding the cluster")?;
-        tenancy::survey(&client, &settings.in_cluster.tenancy, settings.in_cluster.mutation.identity)
+        tenancy::survey(&client, &settings.in_cluster.tenancy, defaults(&settings.in_cluster.mutation))
             .await
             .context("looking at the cluster")
     })?;

@@ -1,6 +1,5 @@
 //! What decides on reviews while we serve: the pure decision, and what it may want to know of namespaces and images.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use tokio::time::timeout_at;
 use crate::admission::service::Decider;
 use crate::admission::{Endpoint, Outcome, Request, Wanted};
 use crate::images::{Credentials, Images, Reference, pull_secrets};
-use crate::mutate::{self, ImageCommand, Surroundings};
+use crate::mutate::{self, ImageCommand, ImageCommands, Surroundings};
 use crate::tenancy;
 
 /// The parts that a decision may ask.
@@ -26,21 +25,25 @@ pub struct Reviewer {
 }
 
 impl Decider for Reviewer {
-    type Surroundings = Surroundings;
+    type Looked = ImageCommands;
 
-    fn surroundings(&self, request: &Request<'_>) -> Surroundings {
-        Surroundings { identity: self.namespaces.identity(request.namespace), images: BTreeMap::new() }
+    fn decide(&self, endpoint: Endpoint, request: &Request<'_>, images: &ImageCommands) -> Outcome {
+        let known = self.namespaces.known(request.namespace);
+        let surroundings = Surroundings {
+            identity: known.identity,
+            owner_only: known.owner_only,
+            owner: known.owner.as_deref(),
+            creator_of: &|notebook| self.namespaces.creator(request.namespace, notebook),
+            images,
+        };
+        mutate::decide(endpoint, request, &surroundings, &self.settings)
     }
 
-    fn decide(&self, endpoint: Endpoint, request: &Request<'_>, surroundings: &Surroundings) -> Outcome {
-        mutate::decide(endpoint, request, surroundings, &self.settings)
-    }
-
-    async fn look(&self, namespace: &str, wanted: Wanted, known: Surroundings, until: Instant) -> Surroundings {
-        let Some(images) = &self.images else { return known };
+    async fn look(&self, namespace: &str, wanted: Wanted, until: Instant) -> ImageCommands {
+        let Some(images) = &self.images else { return ImageCommands::new() };
         let credentials = self.credentials(namespace, &wanted.pull_secrets, until).await;
         let commands = join_all(wanted.images.iter().map(|image| command(images, image, &credentials, until))).await;
-        Surroundings { images: wanted.images.into_iter().zip(commands).collect(), ..known }
+        wanted.images.into_iter().zip(commands).collect()
     }
 }
 

@@ -31,6 +31,8 @@ mod launcher;
 mod manifests;
 #[path = "suite/offline.rs"]
 mod offline;
+#[path = "suite/owner_only.rs"]
+mod owner_only;
 #[path = "suite/properties.rs"]
 mod properties;
 #[path = "suite/registry.rs"]

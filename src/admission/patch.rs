@@ -42,9 +42,12 @@ impl Patch {
         self.operations.push(Operation { op: Verb::Add, path: path.into(), value: value.into() });
     }
 
-    /// Puts a value in place of the one that stands at a JSON pointer.
+    /// Puts a value in place of the one that stands at a JSON pointer; the same one twice is one operation.
     pub fn replace(&mut self, path: impl Into<String>, value: impl Into<Value>) {
-        self.operations.push(Operation { op: Verb::Replace, path: path.into(), value: value.into() });
+        let operation = Operation { op: Verb::Replace, path: path.into(), value: value.into() };
+        if !self.operations.contains(&operation) {
+            self.operations.push(operation);
+        }
     }
 
     /// Makes each entry stand in the map at `path`, which is `existing`; entries that are right stay as they are.

@@ -40,6 +40,8 @@ pub struct Request<'d> {
     pub dry_run: bool,
     /// The object as it is to be stored; absent on `DELETE`.
     pub object: Option<Node<'d>>,
+    /// The object as it is stored; absent on `CREATE`.
+    pub old_object: Option<Node<'d>>,
 }
 
 impl<'d> Request<'d> {
@@ -79,6 +81,7 @@ impl<'d> Request<'d> {
             user: user.unwrap_or_default(),
             dry_run: request.boolean("dryRun")?,
             object: request.get("object"),
+            old_object: request.get("oldObject"),
         }))
     }
 

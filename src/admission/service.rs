@@ -33,24 +33,15 @@ impl Refusal {
 
 /// What this server is for.
 pub trait Decider: Sync {
-    /// What an object's surroundings are known to be.
-    type Surroundings: Send + Sync;
+    /// What a look has found; before it, nothing.
+    type Looked: Default + Send + Sync;
 
-    /// What is known of the surroundings without asking anybody.
-    fn surroundings(&self, request: &Request<'_>) -> Self::Surroundings;
-
-    /// Decides on one request. Pure.
-    fn decide(&self, endpoint: Endpoint, request: &Request<'_>, surroundings: &Self::Surroundings) -> Outcome;
+    /// Decides on one request, without asking anybody.
+    fn decide(&self, endpoint: Endpoint, request: &Request<'_>, looked: &Self::Looked) -> Outcome;
 
     /// Asks for what an outcome wants to know, but not for longer than `until`; what is not known by then is known to be
     /// unknown. `namespace` is the request's.
-    fn look(
-        &self,
-        namespace: &str,
-        wanted: Wanted,
-        surroundings: Self::Surroundings,
-        until: Instant,
-    ) -> impl Future<Output = Self::Surroundings> + Send;
+    fn look(&self, namespace: &str, wanted: Wanted, until: Instant) -> impl Future<Output = Self::Looked> + Send;
 }
 
 /// Answers one HTTP request.
@@ -82,12 +73,11 @@ where
     let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
     let document: Document<'_> = serde_json::from_slice(&body).map_err(not_json)?;
     let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
-    let surroundings = decider.surroundings(&request);
-    let mut outcome = decider.decide(endpoint, &request, &surroundings);
+    let mut outcome = decider.decide(endpoint, &request, &Default::default());
     if !outcome.wanted.images.is_empty() {
         let wanted = std::mem::take(&mut outcome.wanted);
-        let surroundings = decider.look(request.namespace, wanted, surroundings, started + LOOK).await;
-        outcome = decider.decide(endpoint, &request, &surroundings);
+        let looked = decider.look(request.namespace, wanted, started + LOOK).await;
+        outcome = decider.decide(endpoint, &request, &looked);
     }
     let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let answer = outcome.answer(request.uid).map_err(unwritable)?;

@@ -9,6 +9,9 @@ pub const TLS_SECRET: &str = "tenancy-fixer-tls";
 
 /// Tenant label: `true` on what is ours, `false` on what we are to leave alone.
 pub const TENANT_LABEL: &str = "kubeflow-extension";
+/// Its value on what is ours in a namespace that is for its owner only, and was not made by the owner: nothing that
+/// grants the owner's identity selects it.
+pub const WITHHELD: &str = "withheld";
 /// Prefix of our own annotations, and manager of what we add to lists that are keyed by manager.
 pub const MANAGER: &str = "kubeflow-extension/tenancy-fixer";
 
@@ -58,12 +61,23 @@ pub const KATIB_COLLECTORS: &[&str] = &["metrics-logger-and-collector", "metrics
 pub const KATIB_TRIAL_VARIABLE: &str = "KATIB_TRIAL_NAME";
 /// Kind of one run of a Katib experiment.
 pub const TRIAL: &str = "Trial";
+/// Kind of a Katib experiment; Katib gives its labels to its Trials (katib, pkg/controller.v1beta1/util/labels.go).
+pub const EXPERIMENT: &str = "Experiment";
 /// Kind that gives a user a namespace of its own name.
 pub const PROFILE: &str = "Profile";
 /// Annotation of a profile's namespace: the owner's name as the profile controller wrote it.
 pub const OWNER_ANNOTATION: &str = "owner";
 /// Annotation of a namespace: how its pods prove who they are (`header`, `token`, `auto`), in place of the setting.
 pub const IDENTITY_ANNOTATION: &str = "kubeflow-extension/identity";
+/// Annotation of a namespace: whether only what its owner has made acts as the owner (`true`, `false`), in place of the
+/// setting.
+pub const OWNER_ONLY_ANNOTATION: &str = "kubeflow-extension/owner-only";
+/// Annotation of a Notebook: who has made it, kept true by admission.
+pub const CREATOR_ANNOTATION: &str = "kubeflow-extension/creator";
+/// The same as Kubeflow's web app has it, which everybody may write who may write the Notebook.
+pub const NOTEBOOK_CREATOR_ANNOTATION: &str = "notebooks.kubeflow.org/creator";
+/// Kind of Kubeflow's notebooks, version 1.
+pub const NOTEBOOK: &str = "Notebook";
 /// Field manager of everything that our controllers apply.
 pub const FIELD_MANAGER: &str = "tenancy-fixer";
 /// Lease that says which replica writes.
@@ -73,6 +87,8 @@ pub const LEASE: &str = "tenancy-fixer";
 pub const BINDING_PREFIX: &str = "bind-ml-pipeline-";
 /// Name of a tenant's EnvoyFilter in its own namespace.
 pub const ENVOY_FILTER: &str = "add-header";
+/// Name of the EnvoyFilter that takes the header off every other pod's requests, where only the owner's act as the owner.
+pub const REMOVE_HEADER_FILTER: &str = "remove-header";
 /// ServiceRole that the bindings refer to (Kubeflow before 1.3).
 pub const PIPELINES_ROLE: &str = "ml-pipeline-services";
 /// Label `app` of the API server of Kubeflow Pipelines.

@@ -58,6 +58,34 @@ pub struct Settings {
     )]
     pub sidecar_containers: Vec<String>,
 
+    /// Whether only what a namespace's owner has made acts as the owner; a namespace's annotation kubeflow-extension/owner-only wins
+    #[arg(long, env = "TENANCY_FIXER_OWNER_ONLY", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    pub owner_only: bool,
+
+    /// Accounts whose creations count as the owner's in such a namespace, whoever is behind them
+    #[arg(long, env = "TENANCY_FIXER_OWNER_ONLY_TRUSTS", value_name = "USERS", value_delimiter = ',')]
+    pub owner_only_trusts: Vec<String>,
+
+    /// Accounts of controllers, which make pods and jobs of templates that somebody else has written
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_CONTROLLERS",
+        value_name = "USERS",
+        value_delimiter = ',',
+        default_value = "system:serviceaccount:kube-system:statefulset-controller,system:serviceaccount:kube-system:job-controller,system:kube-controller-manager,system:serviceaccount:kubeflow:katib-controller,system:serviceaccount:kubeflow:training-operator"
+    )]
+    pub controllers: Vec<String>,
+
+    /// Accounts whose word is taken on who has made a Notebook
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_NOTEBOOK_ACCOUNTS",
+        value_name = "USERS",
+        value_delimiter = ',',
+        default_value = "system:serviceaccount:kubeflow:jupyter-web-app-service-account"
+    )]
+    pub notebook_accounts: Vec<String>,
+
     /// Namespace of Kubeflow's shared services, where trials and jobs are left alone
     #[arg(long, env = "TENANCY_FIXER_KUBEFLOW_NAMESPACE", value_name = "NAME", default_value = names::KUBEFLOW_NAMESPACE)]
     pub kubeflow_namespace: String,
@@ -88,6 +116,8 @@ impl Settings {
             ("", "Pod") => Some(Endpoint::PodMutate),
             ("batch", "Job") => Some(Endpoint::JobMutate),
             (names::KUBEFLOW_GROUP, names::TRIAL) => Some(Endpoint::TrialMutate),
+            (names::KUBEFLOW_GROUP, names::EXPERIMENT) => Some(Endpoint::ExperimentMutate),
+            (names::KUBEFLOW_GROUP, names::NOTEBOOK) => Some(Endpoint::NotebookMutate),
             _ => self.workload(group, kind).map(|_| Endpoint::WorkloadMutate),
         }
     }

@@ -50,19 +50,7 @@ impl Scene {
 
     /// Points a webhook configuration of this test's own at an address, and waits until the API server uses it.
     fn point_webhooks_at(&self, address: SocketAddr) {
-        let rendered = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"))
-            .args(["manifests", "--url", &format!("https://{address}"), "--ca-bundle"])
-            .arg(&self.certificate.ca)
-            .output()
-            .unwrap();
-        let mut configuration = yaml::value(&String::from_utf8(rendered.stdout).unwrap()).unwrap();
-        configuration["metadata"]["name"] = json!(self.configuration());
-        for webhook in configuration["webhooks"].as_array_mut().unwrap() {
-            webhook["namespaceSelector"]["matchLabels"]["tenancy-fixer-test"] = json!(self.name);
-            // The API server's metrics have a webhook's name, not its configuration's.
-            let kind = webhook["name"].as_str().unwrap().split('.').next().unwrap().to_owned();
-            webhook["name"] = json!(format!("{kind}.tenancy-fixer.{}", self.name));
-        }
+        let configuration = configuration(&self.name, address, &self.certificate);
         kubectl_with(&["apply", "--server-side", "-f", "-"], &configuration.to_string());
         let probe = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -106,6 +94,24 @@ impl Drop for Scene {
             "--ignore-not-found",
         ]);
     }
+}
+
+/// A webhook configuration of a test's own: for a server at an address, and for namespaces that have its name as a label.
+pub fn configuration(name: &str, address: SocketAddr, certificate: &Certificate) -> Value {
+    let rendered = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"))
+        .args(["manifests", "--url", &format!("https://{address}"), "--ca-bundle"])
+        .arg(&certificate.ca)
+        .output()
+        .unwrap();
+    let mut configuration = yaml::value(&String::from_utf8(rendered.stdout).unwrap()).unwrap();
+    configuration["metadata"]["name"] = json!(format!("tenancy-fixer-{name}"));
+    for webhook in configuration["webhooks"].as_array_mut().unwrap() {
+        webhook["namespaceSelector"]["matchLabels"]["tenancy-fixer-test"] = json!(name);
+        // The API server's metrics have a webhook's name, not its configuration's.
+        let kind = webhook["name"].as_str().unwrap().split('.').next().unwrap().to_owned();
+        webhook["name"] = json!(format!("{kind}.tenancy-fixer.{name}"));
+    }
+    configuration
 }
 
 /// Creates an object; what is stored of it, and the warnings that the user sees.

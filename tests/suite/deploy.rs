@@ -12,8 +12,13 @@ use crate::support::{self, Cluster, kubectl};
 
 /// Every object of the base.
 fn base() -> Vec<Value> {
-    let rendered = kubectl(&["kustomize", "k8s-resources/base"]);
-    yaml::documents("base", &rendered).unwrap().into_iter().map(|document| document.content).collect()
+    built("k8s-resources/base")
+}
+
+/// Every object of a base or an overlay.
+fn built(folder: &str) -> Vec<Value> {
+    let rendered = kubectl(&["kustomize", folder]);
+    yaml::documents(folder, &rendered).unwrap().into_iter().map(|document| document.content).collect()
 }
 
 fn of_kind<'o>(objects: &'o [Value], kind: &str) -> &'o Value {
@@ -26,9 +31,18 @@ fn the_api_server_accepts_every_object() {
     for namespace in ["kubeflow", "kubeflow-extension"] {
         cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
     }
-    let objects = base();
-    assert!(objects.len() >= 12, "{}", objects.len());
-    for object in objects {
+    let overlays = fs::read_dir(support::root().join("k8s-resources/overlays")).unwrap();
+    let overlays = overlays.map(|entry| entry.unwrap().path().display().to_string());
+    // Whatever overlays there are; the one of another namespace is applied for real by its own test.
+    let overlays = overlays.filter(|folder| !folder.ends_with("/other-namespace"));
+    let folders: Vec<String> = std::iter::once("k8s-resources/base".to_owned()).chain(overlays).collect();
+    assert!(folders.len() >= 3, "{folders:?}");
+    let mut seen = Vec::new();
+    for object in folders.iter().flat_map(|folder| built(folder)) {
+        if seen.contains(&object) {
+            continue;
+        }
+        seen.push(object.clone());
         // Strictly: a field that the API server does not know is a mistake.
         let arguments =
             ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"];
@@ -36,6 +50,53 @@ fn the_api_server_accepts_every_object() {
         assert!(!said.contains("Warning"), "{}: {said}", object["kind"]);
         assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/name"], "tenancy-fixer", "{}", object["kind"]);
     }
+}
+
+/// Applied for real, so that an object whose namespace is missed lands where nobody made one.
+#[test]
+fn another_namespace_has_everything_but_the_rights_in_kubeflow() {
+    let cluster = Cluster::shared();
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
+    let objects = built("k8s-resources/overlays/other-namespace");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    assert_eq!(of_kind(&objects, "Namespace")["metadata"]["name"], "platform-tenancy");
+    let mut places: Vec<String> = objects.iter().map(|object| text(&object["metadata"]["namespace"])).collect();
+    places.sort();
+    places.dedup();
+    assert_eq!(places, ["", "kubeflow", "platform-tenancy"]);
+    for object in objects.iter().filter(|object| text(&object["kind"]).ends_with("Binding")) {
+        assert_eq!(object["subjects"][0]["namespace"], "platform-tenancy", "{object}");
+    }
+    let in_kubeflow: Vec<String> = objects
+        .iter()
+        .filter(|object| object["metadata"]["namespace"] == "kubeflow")
+        .map(|object| text(&object["kind"]))
+        .collect();
+    assert_eq!(in_kubeflow, ["Role", "RoleBinding"]);
+    let webhooks = of_kind(&objects, "MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
+    for webhook in webhooks {
+        assert_eq!(webhook["clientConfig"]["service"]["namespace"], "platform-tenancy", "{}", webhook["name"]);
+    }
+    let config_map = &of_kind(&objects, "ConfigMap")["metadata"]["name"];
+    let volumes = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["volumes"];
+    assert_eq!(volumes[0]["configMap"]["name"], *config_map, "with its hash");
+
+    cluster.apply(of_kind(&objects, "Namespace"));
+    let arguments = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"];
+    for object in &objects {
+        cluster.kubectl_with(&arguments, &object.to_string());
+    }
+    cluster.kubectl(&["delete", "namespace", "platform-tenancy", "--wait=false"]);
+}
+
+#[test]
+fn what_cannot_be_judged_is_not_made_where_only_the_owner_is_the_owner() {
+    let objects = built("k8s-resources/overlays/owner-only");
+    let webhooks = of_kind(&objects, "MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
+    assert!(webhooks.iter().all(|webhook| webhook["failurePolicy"] == "Fail"));
+    let container = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let variable = json!({"name": "TENANCY_FIXER_OWNER_ONLY", "value": "true"});
+    assert!(container["env"].as_array().unwrap().contains(&variable));
 }
 
 #[test]
@@ -116,15 +177,17 @@ fn the_namespace_lets_the_pods_in_and_nothing_worse() {
 fn the_roles_have_no_wildcards_and_nothing_that_grants_more() {
     for object in base().iter().filter(|object| ["ClusterRole", "Role"].contains(&object["kind"].as_str().unwrap())) {
         for rule in object["rules"].as_array().unwrap() {
+            if rule["resources"].to_string().contains("pods") {
+                // Our own, by name, and those of a tenant that changes its mode of identity.
+                let verb = if object["kind"] == "Role" { "get" } else { "list" };
+                assert_eq!((&rule["resources"], &rule["verbs"]), (&json!(["pods"]), &json!([verb])));
+            }
             let rule = rule.to_string();
             for word in
                 ["*", "secrets", "escalate", "impersonate", "\"bind\"", "\"rolebindings", "webhookconfigurations"]
             {
                 assert!(!rule.contains(word), "{word} in {rule}");
             }
-            // Our own, by name.
-            let own = object["metadata"]["namespace"] == "kubeflow-extension" && rule.contains(r#""verbs":["get"]"#);
-            assert!(!rule.contains("pods") || own, "{rule}");
         }
     }
 }

@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 use tenancy_fixer::admission::{Endpoint, service};
-use tenancy_fixer::mutate::Settings;
+use tenancy_fixer::mutate::{Settings, Surroundings};
+use tenancy_fixer::yaml;
 
 use crate::wire::Answered;
 use crate::{fixtures, support, wire};
@@ -83,6 +84,7 @@ const OURS: &[&str] = &[
     "/metadata/annotations/sidecar.istio.io~1inject",
     "/metadata/annotations/sidecar.istio.io~1nativeSidecar",
     "/metadata/annotations/proxy.istio.io~1config",
+    "/metadata/annotations/kubeflow-extension~1creator",
     "/spec/serviceAccount",
     "/spec/serviceAccountName",
     "/spec/volumes",
@@ -112,6 +114,7 @@ const REPLACED: &[&str] = &[
     "/metadata/labels/sidecar.istio.io~1inject",
     "/metadata/annotations/sidecar.istio.io~1inject",
     "/metadata/annotations/proxy.istio.io~1config",
+    "/metadata/annotations/kubeflow-extension~1creator",
     "/spec/serviceAccount",
     "/spec/serviceAccountName",
     "/spec/runSpec",
@@ -256,6 +259,40 @@ proptest! {
         }
     }
 
+    /// Where only the owner acts as the owner, nothing that somebody else makes or changes has the label afterwards that
+    /// makes its pods the owner's, however it is bent; and a second review has nothing to add.
+    #[test]
+    fn nothing_of_somebody_elses_is_the_owners((endpoint, object, settings) in bent_object(), update in any::<bool>()) {
+        let surroundings = Surroundings { owner: Some("alice@example.com"), owner_only: Some(true), ..Surroundings::unknown() };
+        let review = |object: &Value| {
+            let mut review = wire::review(object);
+            review["request"]["userInfo"]["username"] = json!("bob@example.com");
+            if update {
+                review["request"]["operation"] = json!("UPDATE");
+                review["request"]["oldObject"] = json!({"metadata": {}});
+            }
+            review
+        };
+        let after = wire::answered_in(endpoint, &review(&object), &surroundings, &settings).object;
+        let again = wire::answered_in(endpoint, &review(&after), &surroundings, &settings);
+        prop_assert!(again.operations.is_empty(), "{:?}", again.operations);
+        if endpoint != Endpoint::NotebookMutate {
+            let mut places = Vec::new();
+            let of_text = after.pointer("/spec/runSpec").and_then(Value::as_str).and_then(|text| yaml::value(text).ok());
+            let objects = [Some(&after), of_text.as_ref()];
+            for object in objects.into_iter().flatten() {
+                pointers(object, "", &mut places);
+                for place in &places {
+                    // Of what has pods made of it its own label says nothing, but for what hands it down.
+                    let counts = [Endpoint::PodMutate, Endpoint::ExperimentMutate].contains(&endpoint);
+                    let own = place.is_empty() && !counts;
+                    let label = object.pointer(&format!("{place}/metadata/labels/kubeflow-extension"));
+                    prop_assert!(own || label != Some(&json!("true")), "{} in {}", place, object);
+                }
+            }
+        }
+    }
+
     /// Another webhook's container, added after us, is seen to when we are called again, and nothing is doubled.
     #[test]
     fn a_container_that_is_added_later_gets_its_identity_once(name in select(&["added", "istio-proxy"][..]), first in any::<bool>()) {
@@ -284,7 +321,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let status = runtime.block_on(async {
             let request = Request::post(endpoint.path()).header("content-type", "application/json").body(Full::<hyper::body::Bytes>::from(body)).unwrap();
-            let response = service::answer(request, &wire::Alone(&settings)).await;
+            let response = service::answer(request, &wire::Alone(&settings, &Surroundings::unknown())).await;
             let status = response.status();
             let answer: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
             assert!(answer.is_object());

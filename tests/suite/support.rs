@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -147,6 +148,16 @@ impl Cluster {
         let folder = self.own.as_ref().expect("only a test's own API server may be killed");
         let pid = std::fs::read_to_string(folder.join("kube-apiserver.pid")).expect("it runs");
         assert!(Command::new("kill").args(["-9", pid.trim()]).status().expect("kill runs").success());
+        // Its port is free a moment later, and the next one wants the same.
+        let address = self.address();
+        wait_for("the API server's end", || TcpStream::connect(&address).is_err());
+    }
+
+    /// Host and port of its API server.
+    fn address(&self) -> String {
+        let config = std::fs::read_to_string(&self.kubeconfig).expect("it is there");
+        let (_, behind) = config.split_once("server: https://").expect("a kubeconfig names its server");
+        behind.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned()
     }
 
     fn script(&self, name: &str) {
@@ -171,6 +182,11 @@ impl Cluster {
 
     pub fn try_kubectl(&self, arguments: &[&str]) -> Output {
         run_kubectl(&self.kubeconfig, arguments, "")
+    }
+
+    /// The same with a text on standard input.
+    pub fn try_kubectl_with(&self, arguments: &[&str], input: &str) -> Output {
+        run_kubectl(&self.kubeconfig, arguments, input)
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {
