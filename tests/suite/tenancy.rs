@@ -389,7 +389,7 @@ fn a_namespace_chooses_its_identity_and_admission_follows() {
 fn a_replica_is_ready_once_it_knows_the_namespaces_or_has_waited_long_enough() {
     let cluster = Cluster::shared();
     let scene = Scene::new(&cluster, "ready");
-    let server = scene.serve(&[]);
+    let server = scene.serve(&["--launcher-image", support::LAUNCHER_IMAGE]);
     wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
     assert!(!server.lines().iter().any(|line| line["level"] == "WARN"), "{:#?}", server.lines());
     drop(server);
