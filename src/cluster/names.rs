@@ -56,7 +56,9 @@ pub const PIPELINES_TOKEN_AUDIENCE: &str = "pipelines.kubeflow.org";
 /// API group of Katib and of the legacy training operator.
 pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
 /// Containers that Katib's webhook adds for metrics: to standard output and files, and to anything else.
-pub const KATIB_COLLECTORS: &[&str] = &["metrics-logger-and-collector", "metrics-collector"];
+pub const KATIB_COLLECTORS: &[&str] = &[KATIB_GO_COLLECTOR, "metrics-collector"];
+/// The former of these, the only one that is a Go program.
+pub const KATIB_GO_COLLECTOR: &str = "metrics-logger-and-collector";
 /// Environment variable that Katib gives to the primary container of a trial alone.
 pub const KATIB_TRIAL_VARIABLE: &str = "KATIB_TRIAL_NAME";
 /// Kind of one run of a Katib experiment.

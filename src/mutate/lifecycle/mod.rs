@@ -173,6 +173,12 @@ fn set_environment(turn: &Turn<'_, '_>, outcome: &mut Outcome) {
             Some(_) => {}
         }
     }
+    // What we have said when the pod had other containers, before another webhook came.
+    let is_left = |name: &str| OF_THE_POD.contains(&name) && variables(turn).iter().all(|(said, _)| *said != name);
+    let left = items(turn.container.env).enumerate().filter(|(_, item)| text(*item, "name").is_some_and(is_left));
+    for (at, _) in left.collect::<Vec<_>>().into_iter().rev() {
+        outcome.patch.remove(format!("{place}/{at}"));
+    }
 }
 
 fn variables(turn: &Turn<'_, '_>) -> Vec<(&'static str, String)> {
@@ -182,6 +188,7 @@ fn variables(turn: &Turn<'_, '_>) -> Vec<(&'static str, String)> {
     let others = environment.filter(|(name, _)| *name != launch::RESTART_POLICY.name);
     std::iter::once(restart_policy)
         .chain(others.map(|(name, value)| (name, value.to_string_lossy().into_owned())))
+        .chain(turn.handed_down.iter().cloned())
         .collect()
 }
 

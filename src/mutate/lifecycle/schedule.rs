@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use super::members::{self, Part};
 use crate::cluster::names;
-use crate::launch::{Contract, RestartPolicy};
+use crate::launch::{self, Contract, RestartPolicy, Variable};
 use crate::mutate::Settings;
-use crate::mutate::view::{Container, PodSpec, Proxy};
+use crate::mutate::view::{Container, PodSpec, Proxy, items, text};
 
 /// From the start of Katib's collector to the training's, so that it has looked for the training's process by then: it does so
 /// once, right after its start, and while a process becomes another (0.4 ms) it has no command line to be known by.
 const HEAD_START: Duration = Duration::from_secs(1);
+/// The same where the collector is Python, and imports TensorFlow before it looks: 2 s of CPU, of which Katib gives it half of one,
+/// and a gigabyte to read.
+const HEAD_START_OF_PYTHON: Duration = Duration::from_secs(10);
 
 /// What one container is told.
 pub(super) struct Turn<'s, 'd> {
@@ -19,13 +22,19 @@ pub(super) struct Turn<'s, 'd> {
     /// Whether the prefix becomes the command, instead of staying as its parent.
     pub(super) exec: bool,
     pub(super) contract: Contract,
+    /// What its trial's owner has said at the primary container, for want of a way to say it here.
+    pub(super) handed_down: Vec<(&'static str, String)>,
 }
+
+/// What holds for a trial as a whole: nobody but Katib can write to its collector, which the training waits for.
+const HANDED_DOWN: [Variable; 4] = [launch::READY_URL, launch::READY_TIMEOUT, launch::TIMEOUT_ACTION, launch::QUIT_URL];
 
 /// Whoever needs a prefix, in the order of the pod; nobody where the kubelet does it all.
 pub(super) fn turns<'s, 'd>(spec: &'s PodSpec<'d>, settings: &Settings) -> Vec<Turn<'s, 'd>> {
     let mut members = members::of(spec, settings);
-    let collector = members.iter().find(|member| member.part == Part::Collector).map(|member| member.container.name);
-    let has_primary = members.iter().any(|member| member.part == Part::Primary);
+    let of_part = |part| members.iter().find(|member| member.part == part).map(|member| member.container);
+    let (collector, primary) = (of_part(Part::Collector), of_part(Part::Primary));
+    let has_primary = primary.is_some();
     let is_native = spec.proxy == Proxy::Native;
     if is_native {
         // Only that the training does not end before the collector has seen it (katib#2181): it would wait for the proxy.
@@ -48,8 +57,8 @@ pub(super) fn turns<'s, 'd>(spec: &'s PodSpec<'d>, settings: &Settings) -> Vec<T
             contract.containers.clone_from(&have_to_finish);
         }
         if part == Part::Primary {
-            contract.start_after = collector.map(str::to_owned);
-            contract.start_after_delay = HEAD_START;
+            contract.start_after = collector.map(|collector| collector.name.to_owned());
+            contract.start_after_delay = collector.map_or(Duration::ZERO, head_start);
         }
         contract
     };
@@ -61,8 +70,19 @@ pub(super) fn turns<'s, 'd>(spec: &'s PodSpec<'d>, settings: &Settings) -> Vec<T
             // The collector looks for the primary by its process, and ends alone beside a native sidecar.
             exec: is_native || member.part == Part::Primary,
             contract: contract(member.container, member.part),
+            handed_down: primary.filter(|_| member.part == Part::Collector).map(handed_down).unwrap_or_default(),
         })
         .collect()
+}
+
+fn handed_down(primary: &Container<'_>) -> Vec<(&'static str, String)> {
+    let said = |name| items(primary.env).filter(|item| text(*item, "name") == Some(name)).last();
+    let value = |variable: Variable| Some((variable.name, text(said(variable.name)?, "value")?.to_owned()));
+    HANDED_DOWN.into_iter().filter_map(value).collect()
+}
+
+fn head_start(collector: &Container<'_>) -> Duration {
+    if collector.name == names::KATIB_GO_COLLECTOR { HEAD_START } else { HEAD_START_OF_PYTHON }
 }
 
 /// Its own (KEP-5307), or else the pod's.
