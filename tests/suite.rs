@@ -23,20 +23,32 @@ mod envoy;
 mod fixtures;
 #[path = "suite/images.rs"]
 mod images;
+#[path = "suite/job_end.rs"]
+mod job_end;
+#[path = "suite/kale.rs"]
+mod kale;
 #[path = "suite/later_webhook.rs"]
 mod later_webhook;
 #[path = "suite/launcher.rs"]
 mod launcher;
+#[path = "suite/launcher_script.rs"]
+mod launcher_script;
 #[path = "suite/manifests.rs"]
 mod manifests;
+#[path = "katib/node.rs"]
+mod node;
 #[path = "suite/offline.rs"]
 mod offline;
 #[path = "suite/owner_only.rs"]
 mod owner_only;
+#[path = "katib/pod_images.rs"]
+mod pod_images;
 #[path = "suite/properties.rs"]
 mod properties;
 #[path = "suite/registry.rs"]
 mod registry;
+#[path = "katib/rendered.rs"]
+mod rendered;
 #[path = "suite/serve.rs"]
 mod serve;
 #[path = "suite/server.rs"]
@@ -47,5 +59,7 @@ mod support;
 mod tenancy;
 #[path = "suite/trial_end.rs"]
 mod trial_end;
+#[path = "suite/webhook_orders.rs"]
+mod webhook_orders;
 #[path = "suite/wire.rs"]
 mod wire;
