@@ -13,6 +13,7 @@ use similar::TextDiff;
 use tenancy_fixer::yaml;
 
 use crate::later_webhook::LaterWebhook;
+use crate::rendered::{Rendered, Sidecar};
 use crate::server::{Certificate, Server};
 use crate::support::{self, kubectl, kubectl_with, wait_for};
 
@@ -410,6 +411,42 @@ fn a_later_webhooks_container_is_seen_to_once() {
     let volumes = stored["spec"]["volumes"].as_array().unwrap();
     assert_eq!(volumes.iter().filter(|volume| volume["name"] == "volume-kf-pipeline-token").count(), 1);
     assert_eq!(server.reviews().len(), before + 2, "called, and called again after the other webhook");
+}
+
+/// What we add is within the pod security standard `restricted`, without help from the pod's own security context.
+#[test]
+fn a_restricted_namespace_takes_a_pod_with_our_launcher() {
+    let scene = Scene::new("restricted");
+    let server = Server::start(&scene.certificate, &["--launcher-image", support::LAUNCHER_IMAGE]);
+    scene.point_webhooks_at(server.address);
+    kubectl(&["label", "namespace", &scene.tenant, "pod-security.kubernetes.io/enforce=restricted"]);
+    // As Katib does with --inject-security-context, and Istio with its CNI plugin.
+    let restricted = json!({
+        "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    for sidecar in [Sidecar::Classic, Sidecar::Native] {
+        let mut pod = Rendered { sidecar, ..Rendered::default() }.pod();
+        let metadata = pod["metadata"].as_object_mut().unwrap();
+        metadata.retain(|field, _| field == "labels");
+        metadata
+            .extend([("generateName".to_owned(), json!("random-6xz-")), ("namespace".to_owned(), json!(scene.tenant))]);
+        for list in ["initContainers", "containers"] {
+            for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+                container["securityContext"] = restricted.clone();
+            }
+        }
+        let (stored, warnings) = create(&pod);
+        assert_eq!(warnings, "");
+        let init_containers = stored["spec"]["initContainers"].as_array().unwrap();
+        let ours = init_containers.iter().find(|container| container["name"] == "tenancy-fixer-launcher").unwrap();
+        assert_eq!(ours["image"], support::LAUNCHER_IMAGE);
+        assert_eq!(stored["spec"]["containers"][0]["command"][0], "/kubeflow-extension/launcher/launcher");
+        // It is enforced.
+        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+        let refused = support::try_kubectl_with(&["create", "-f", "-"], &pod.to_string());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{refused:?}");
+    }
 }
 
 #[test]
