@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::pod_images::STATIC_IMAGE;
 use crate::node::{Pod, wait_for};
+use crate::pod_images::STATIC_IMAGE;
 use crate::rendered::{Collector, PROXY, Rendered, Sidecar, Strategy, TRAIN, container, ours, train};
 
 /// How long something is watched that is not to happen.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::pod_images::OLD_PROXY_IMAGE;
 use crate::node::{Pod, metrics, wait_for};
+use crate::pod_images::OLD_PROXY_IMAGE;
 use crate::rendered::{Collector, PROXY, Rendered, Sidecar, Strategy, TRAIN, TRIAL, container, ours, set, train};
 
 /// How long something is watched that is not to happen. The collector looks after its processes once a second.
@@ -389,22 +389,38 @@ fn a_training_may_do_without_us() {
     }
 }
 
-/// Katib's other collector, in Python, which imports TensorFlow for seconds before it looks for the training. Here as ever the
-/// training is over at once.
-#[test]
-fn a_tf_event_collector_finds_its_training_however_long_it_takes_to_start() {
+/// A training that writes TensorBoard's events, and is over at once.
+fn tf_event_trial(sidecar: Sidecar, head_start: Option<&str>) -> Value {
     let mut training = container(TRAIN, &["/opt/trial/train"], &["/train", "0"]);
     training["image"] = json!("registry.example/train-tfevent:1");
     // Its Python is wherever this machine has one.
     training["securityContext"] = json!({"runAsUser": 0, "runAsGroup": 0});
+    if let Some(head_start) = head_start {
+        training = set(training, "LAUNCHER_START_AFTER_DELAY", head_start);
+    }
+    let containers = vec![training];
+    Rendered { sidecar, containers, collector: Collector::TfEvent, ..Rendered::default() }.pod()
+}
+
+/// Katib's other collector, in Python, which imports TensorFlow for seconds before it looks for the training.
+#[test]
+fn a_tf_event_collector_finds_its_training_however_long_it_takes_to_start() {
+    let collector = Collector::TfEvent.name();
     everywhere("tfevent", |name, sidecar, strategy| {
-        let containers = vec![training.clone()];
-        let rendered = Rendered { sidecar, containers, collector: Collector::TfEvent, ..Rendered::default() };
-        let mut pod = Pod::run(name, strategy.ours(&rendered.pod()));
+        let mut pod = Pod::run(name, strategy.ours(&tf_event_trial(sidecar, None)));
         let codes = pod.end();
-        let collector = Collector::TfEvent.name();
         assert_eq!((&codes[TRAIN][..], &codes[collector][..]), (&[0][..], &[0][..]), "{}", pod.describe());
         assert_eq!(pod.metrics(), ["accuracy=0.5", "loss=0.5"]);
         eprintln!("{name}: collector ended {:.1?} after the training", pod.between_the_ends_of(TRAIN, collector));
     });
+}
+
+/// What the other collector has for a head start is too little for this one: it takes the proxy for the training.
+#[test]
+fn a_tf_event_collector_needs_its_head_start() {
+    let collector = Collector::TfEvent.name();
+    let mut pod = Pod::run("tfevent-hurried", ours(&tf_event_trial(Sidecar::Native, Some("1s"))));
+    assert_eq!(pod.end_of(TRAIN), 0, "{}", pod.describe());
+    pod.none_ends(&[collector, PROXY], SLOW);
+    assert!(pod.reports().is_empty());
 }
