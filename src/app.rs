@@ -5,7 +5,7 @@ use std::io::{IsTerminal as _, Read as _, Write};
 use std::sync::Arc;
 use std::{fs, io};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::ValueEnum as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -52,25 +52,30 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     ensure!(!capabilities.is_empty(), "every capability is switched off; see --only and --without");
     info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
-    let tls = TlsAcceptor::from(certs::server_config(&settings.tls_cert, &settings.tls_key)?);
+    let mut registry = Registry::with_prefix("tenancy_fixer");
+    let admits = settings.has(Capability::Admission);
+    let readiness = Readiness::of(if admits { &[SERVER, CERTIFICATE] } else { &[SERVER] });
+    let certificates = if admits {
+        Some(certificates(&settings, &mut registry, readiness.clone(), until(&stop)).await?)
+    } else {
+        None
+    };
     let listener = listen("--listen", settings.listen).await?;
     let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
-    let mut registry = Registry::with_prefix("tenancy_fixer");
     let namespaces = Arc::new(tenancy::State::default());
     let tenancy = if settings.has(Capability::Tenancy) {
         Some(tenancy_context(&settings, &namespaces, &mut registry).await?)
     } else {
         None
     };
-    info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
+    readiness.report(SERVER, None);
+    info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "listening");
 
-    let readiness = Readiness::default();
-    readiness.set(true);
     let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
     let admission = async {
-        if settings.has(Capability::Admission) {
+        if let Some((tls, kept)) = certificates {
             let handler = admission_handler(settings.in_cluster.mutation, namespaces);
-            server::serve(listener, Some(tls), handler, until(&stop)).await;
+            tokio::join!(kept, server::serve(listener, Some(tls), handler, until(&stop)));
         }
     };
     let controller = async {
@@ -80,12 +85,51 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     };
     let announce = async {
         until(&stop).await;
-        readiness.set(false);
+        readiness.report(SERVER, Some("stopping".to_owned()));
         info!("stopping");
     };
     tokio::join!(operations, admission, controller, announce);
     info!("stopped");
     Ok(())
+}
+
+/// Parts of [`Readiness`].
+const SERVER: &str = "server";
+const CERTIFICATE: &str = "certificate";
+
+/// What TLS serves with, and the work of keeping that up to date until `stop`.
+async fn certificates(
+    settings: &Serve,
+    registry: &mut Registry,
+    readiness: Readiness,
+    stop: impl Future<Output = ()> + 'static,
+) -> anyhow::Result<(TlsAcceptor, BoxedWork)> {
+    let resolver = certs::Resolver::default();
+    let tls = TlsAcceptor::from(certs::server_config(resolver.clone())?);
+    let metrics = certs::Metrics::register(registry);
+    let readiness = move |why_not| readiness.report(CERTIFICATE, why_not);
+    let kept: BoxedWork = match (settings.tls_cert.clone(), settings.tls_key.clone()) {
+        (Some(certificate), Some(key)) => {
+            let files = certs::Files { certificate, key };
+            let pair = files.load()?;
+            Box::pin(certs::follow(files, pair, resolver, metrics, readiness, stop))
+        }
+        (None, None) => {
+            let certificates = settings.in_cluster.certificates.clone();
+            let policy = certificates.policy()?;
+            let client = client(settings.in_cluster.context.clone())
+                .await
+                .context("certificates of our own need a cluster; --tls-cert and --tls-key do without")?;
+            let readiness = Box::new(readiness);
+            let instance = instance();
+            let context =
+                certs::Context { client, settings: certificates, policy, resolver, metrics, instance, readiness };
+            Box::pin(certs::keep(context, stop))
+        }
+        (Some(_), None) => bail!("--tls-cert: --tls-key is missing; both or neither"),
+        (None, Some(_)) => bail!("--tls-key: --tls-cert is missing; both or neither"),
+    };
+    Ok((tls, kept))
 }
 
 async fn tenancy_context(
@@ -169,6 +213,8 @@ fn until(stop: &watch::Receiver<bool>) -> impl Future<Output = ()> + 'static {
     }
 }
 
+type BoxedWork = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
 type BoxedAnswer = std::pin::Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 
 async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
@@ -193,14 +239,18 @@ fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
 
 fn check(settings: &Check) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let survey = runtime.block_on(async {
+    let (certificates, tenancy) = runtime.block_on(async {
         let client = client(settings.in_cluster.context.clone()).await.context("finding the cluster")?;
-        tenancy::survey(&client, &settings.in_cluster.tenancy, settings.in_cluster.mutation.identity)
+        let certificates = certs::survey(&client, &settings.in_cluster.certificates)
             .await
-            .context("looking at the cluster")
+            .context("looking at the webhook configurations")?;
+        let tenancy = tenancy::survey(&client, &settings.in_cluster.tenancy, settings.in_cluster.mutation.identity)
+            .await
+            .context("looking at the cluster")?;
+        anyhow::Ok((certificates, tenancy))
     })?;
-    print(&survey.to_string())?;
-    ensure!(survey.is_sound(), "something needs attention; see above");
+    print(&format!("{certificates}{tenancy}"))?;
+    ensure!(certificates.is_sound() && tenancy.is_sound(), "something needs attention; see above");
     Ok(())
 }
 

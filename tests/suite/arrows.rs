@@ -11,7 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The ground: no capability, and of each other only what is named.
     ("admission", &["cluster"]),
     ("server", &[]),
-    ("certs", &[]),
+    ("certs", &["cluster"]),
     ("cluster", &[]),
     ("launch", &[]),
     ("telemetry", &[]),
@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("cli", &["cluster", "mutate", "offline", "settings", "telemetry", "tenancy"]),
+    ("cli", &["certs", "cluster", "mutate", "offline", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

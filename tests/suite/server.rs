@@ -81,7 +81,7 @@ impl Server {
         command.envs(environment.iter().copied());
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::of(process.stdout.take().unwrap());
-        let ready = log.wait("ready", |line| line["message"] == "ready");
+        let ready = log.wait("listening", |line| line["message"] == "listening");
         let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
         Self { address: address("listen"), operations: address("ops_listen"), process, ca: certificate.ca.clone(), log }
     }
