@@ -148,8 +148,8 @@ impl Authority {
     pub fn create(now: Timestamp, policy: &Policy, trusted: &[Certificate]) -> anyhow::Result<Self> {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::OrganizationName, names::PROJECT);
-        // With the time, so that two of them can be told apart.
-        parameters.distinguished_name.push(DnType::CommonName, format!("webhook CA of {now:.0}"));
+        // With the time, to the nanosecond, so that two of them can be told apart.
+        parameters.distinguished_name.push(DnType::CommonName, format!("webhook CA of {now}"));
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         parameters.not_before = SystemTime::from(now.checked_sub(SKEW)?).into();
@@ -323,12 +323,13 @@ impl Leaf {
     /// Why another one is to take its place, if so.
     #[must_use]
     pub fn why_renew(&self, authority: &Authority, now: Timestamp, settled: bool, policy: &Policy) -> Option<String> {
+        if self.issuer != authority.certificate {
+            // API servers that have not heard of the new authority trust this one, so it goes on for the moment; even one that
+            // is not valid by our clock, which may be wrong.
+            return settled.then(|| "another authority has followed the one that signed it".to_owned());
+        }
         if let Some(why) = self.certificate.why_not_valid(now) {
             return Some(why);
-        }
-        if self.issuer != authority.certificate {
-            // API servers that have not heard of the new authority trust this one, so it goes on for the moment.
-            return settled.then(|| "another authority has followed the one that signed it".to_owned());
         }
         // One that ends with its authority would have no longer-lived successor.
         let due = is_due(&self.certificate, now, policy.leaf_validity)

@@ -475,10 +475,10 @@ impl Keeper {
             retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
             "certificates not done"
         );
-        if self.trouble.as_ref() != Some(&trouble) {
+        let before = self.trouble.replace(trouble.clone());
+        if before.as_ref() != Some(&trouble) {
             self.publish(EventType::Warning, "CertificatesNotDone", &trouble, &self.secret_reference()).await;
         }
-        self.trouble = Some(trouble);
     }
 
     async fn tell_authority(&self, reason: &str, message: &'static str, why: &str) {

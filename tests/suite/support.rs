@@ -7,11 +7,11 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use tenancy_fixer::cli::{Cli, Command as CliCommand};
 use tenancy_fixer::mutate::Settings;
-use tenancy_fixer::tenancy;
+use tenancy_fixer::{tenancy, yaml};
 
 /// The checkout.
 pub fn root() -> &'static Path {
@@ -101,8 +101,13 @@ pub fn folder(name: &str) -> PathBuf {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks until it is so.
-pub fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for(what: &str, is_there: impl FnMut() -> bool) {
+    wait_long_for(what, PATIENCE, is_there);
+}
+
+/// The same for what takes its time.
+pub fn wait_long_for(what: &str, patience: Duration, mut is_there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !is_there() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(20));
@@ -156,6 +161,21 @@ impl Cluster {
 
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// A kubeconfig of a ServiceAccount, in that folder.
+    pub fn kubeconfig_of(&self, account: &str, namespace: &str, folder: &Path) -> PathBuf {
+        let admin = yaml::value(&std::fs::read_to_string(&self.kubeconfig).unwrap()).unwrap();
+        let token = self.kubectl(&["create", "token", account, "-n", namespace, "--duration", "1h"]);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
+            "users": [{"name": "test", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        let file = folder.join("kubeconfig");
+        std::fs::write(&file, config.to_string()).unwrap();
+        file
     }
 
     pub fn audit_log(&self) -> PathBuf {

@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tenancy_fixer::yaml;
 
 use crate::server::{self, Certificate, Server};
 use crate::support::{self, Cluster, wait_for};
@@ -60,18 +59,7 @@ impl<'c> Scene<'c> {
     }
 
     fn kubeconfig(&self) -> PathBuf {
-        let admin: Value = yaml::value(&fs::read_to_string(self.cluster.kubeconfig()).unwrap()).unwrap();
-        let token =
-            self.cluster.kubectl(&["create", "token", "tenancy-fixer", "-n", "kubeflow-extension", "--duration", "1h"]);
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
-            "users": [{"name": "test", "user": {"token": token.trim()}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        let file = self.folder.join("kubeconfig");
-        fs::write(&file, config.to_string()).unwrap();
-        file
+        self.cluster.kubeconfig_of("tenancy-fixer", "kubeflow-extension", &self.folder)
     }
 
     /// A name of a tenant of this test's own.
