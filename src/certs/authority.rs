@@ -99,8 +99,7 @@ impl Certificate {
     }
 
     /// Whether it is one that signs others.
-    #[must_use]
-    pub fn is_authority(&self) -> bool {
+    fn is_authority(&self) -> bool {
         X509Certificate::from_der(&self.der).is_ok_and(|(_, parsed)| parsed.is_ca())
     }
 
@@ -340,6 +339,8 @@ impl Leaf {
 
 #[cfg(test)]
 mod tests {
+    use rustls::client::danger::ServerCertVerifier as _;
+
     use super::*;
 
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
@@ -384,7 +385,6 @@ mod tests {
             u64::try_from(now.as_second()).unwrap(),
         ));
         let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
-        use rustls::client::danger::ServerCertVerifier as _;
         verifier.build().unwrap().verify_server_cert(&leaf.served.cert[0], &[], &name, &[], now).is_ok()
     }
 

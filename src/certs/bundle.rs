@@ -119,8 +119,7 @@ impl Configuration {
     /// Who is trusted by our webhooks as they are; what cannot be read is trusted by nobody.
     #[must_use]
     pub fn trusted(&self) -> Vec<Certificate> {
-        let all = self.ours().flat_map(|(_, webhook)| Certificate::read_all(&webhook.bundle).unwrap_or_default());
-        all.filter(Certificate::is_authority).collect()
+        self.ours().flat_map(|(_, webhook)| Certificate::read_all(&webhook.bundle).unwrap_or_default()).collect()
     }
 
     /// A webhook of ours that does not trust it, if there is one.
@@ -210,10 +209,10 @@ mod tests {
         let operations = patch.as_array().unwrap();
         assert_eq!(operations[0], json!({"op": "replace", "path": "/metadata/resourceVersion", "value": "7"}));
         let added: Vec<_> = operations.iter().filter(|operation| operation["op"] == "add").collect();
-        let path = |index: u8| format!("/webhooks/{index}/clientConfig/caBundle");
+        let place = |index: u8| format!("/webhooks/{index}/clientConfig/caBundle");
         assert_eq!(
             added.iter().map(|add| add["path"].as_str().unwrap()).collect::<Vec<_>>(),
-            [path(1), path(4), path(5)]
+            [place(1), place(4), place(5)]
         );
         assert!(added.iter().all(|add| add["value"] == "YnVuZGxl"));
 

@@ -274,6 +274,9 @@ impl Keeper {
     /// Makes an authority where there is no Secret. Those whom our webhooks trust so far stay trusted: servers with their
     /// certificates may still be there.
     async fn create(&mut self, now: Timestamp) -> anyhow::Result<()> {
+        for kind in Kind::ALL {
+            self.look_at_configuration(kind).await?;
+        }
         let trusted: Vec<_> = self.configurations().flat_map(Configuration::trusted).collect();
         let authority = Authority::create(now, &self.context.policy, &trusted)?;
         let name = self.context.settings.ca_secret.clone();
@@ -333,8 +336,7 @@ impl Keeper {
     async fn write_bundle(&mut self, kind: Kind) -> anyhow::Result<()> {
         let name = self.context.settings.webhook_configuration.clone();
         let place = format!("{} {name}", kind.name());
-        let found = self.read_configuration(kind).await.with_context(|| format!("reading {place}"))?;
-        self.configurations.insert(kind, found);
+        self.look_at_configuration(kind).await?;
         self.read_secret().await?;
         let Some(Some(configuration)) = self.configurations.get(&kind) else { return Ok(()) };
         let usable = self.unusable.is_none() && self.secret.secret().is_some();
@@ -362,17 +364,22 @@ impl Keeper {
         Ok(())
     }
 
-    async fn read_configuration(&self, kind: Kind) -> kube::Result<Option<Configuration>> {
+    async fn look_at_configuration(&mut self, kind: Kind) -> anyhow::Result<()> {
         let (client, settings) = (self.context.client.clone(), &self.context.settings);
         let name = &settings.webhook_configuration;
-        Ok(match kind {
+        let found = match kind {
             Kind::Mutating => {
-                Api::all(client).get_opt(name).await?.map(|found| Configuration::mutating(found, settings))
+                let found = Api::all(client).get_opt(name).await;
+                found.map(|found| found.map(|found| Configuration::mutating(found, settings)))
             }
             Kind::Validating => {
-                Api::all(client).get_opt(name).await?.map(|found| Configuration::validating(found, settings))
+                let found = Api::all(client).get_opt(name).await;
+                found.map(|found| found.map(|found| Configuration::validating(found, settings)))
             }
-        })
+        };
+        let found = found.with_context(|| format!("reading {} {name}", kind.name()))?;
+        self.configurations.insert(kind, found);
+        Ok(())
     }
 
     async fn patch_configuration(

@@ -56,9 +56,9 @@ impl Scene {
             );
         }
         for file in ["service-account.yaml", "cluster-role.yaml", "certificates.yaml"] {
-            let text = fs::read_to_string(support::root().join("k8s-resources/base").join(file)).unwrap();
-            let text = text.replace("tenancy-fixer", &name).replace("kubeflow-extension", &name);
-            cluster.kubectl_with(&["apply", "--server-side", "-f", "-"], &text);
+            let shipped = fs::read_to_string(support::root().join("k8s-resources/base").join(file)).unwrap();
+            let renamed = shipped.replace("tenancy-fixer", &name).replace("kubeflow-extension", &name);
+            cluster.kubectl_with(&["apply", "--server-side", "-f", "-"], &renamed);
         }
         wait_for("the default service account", || {
             cluster.try_kubectl(&["get", "serviceaccount", "default", "-n", &tenant]).status.success()
@@ -291,7 +291,7 @@ impl Load {
     /// Ends it: none may have failed, of at least so many.
     fn end_without_failure(self, what: &str, least: usize) {
         let (asked, failures) = self.end();
-        println!("{what}: {asked}, failed: {}", failures.len());
+        eprintln!("{what}: {asked}, failed: {}", failures.len());
         assert!(failures.is_empty(), "{what}: {} of {asked} failed: {:?}", failures.len(), failures.first());
         assert!(asked >= least, "{what}: only {asked}");
     }
@@ -433,6 +433,29 @@ fn a_deleted_secret_is_made_anew_and_no_review_fails() {
 }
 
 #[test]
+fn who_deletes_webhooks_and_secret_starts_over() {
+    let scene = Scene::new("over");
+    scene.apply_configuration();
+    let servers = scene.ready(2, &[]);
+    let first = scene.secret_field("tls.crt");
+    scene.cluster.kubectl(&["delete", "mutatingwebhookconfiguration", &scene.name]);
+    scene.cluster.kubectl(&["delete", "secret", "-n", &scene.name, &scene.secret_name()]);
+    wait_for("another Secret", || scene.secret().is_some());
+    scene.apply_configuration();
+    wait_for("the bundle", || scene.is_bundle_right());
+    assert_eq!(scene.bundles()[0].matches("BEGIN CERTIFICATE").count(), 1);
+    assert!(!scene.bundles()[0].contains(first.trim()), "the first authority is not trusted any more");
+    for server in &servers {
+        // Nobody else is trusted, so there is nothing to wait for.
+        server.wait_for_line("the switch", |line| {
+            is(line, "certificate signed") && line["why"].as_str().unwrap().contains("another authority has followed")
+        });
+        assert_eq!(server::get(server, "/readyz").0, 200);
+    }
+    wait_for("the API server to call", || scene.is_modified());
+}
+
+#[test]
 fn a_bundle_that_is_wiped_comes_back_and_one_that_is_applied_again_stays() {
     let scene = Scene::new("bundle");
     scene.apply_configuration();
@@ -450,14 +473,14 @@ fn a_bundle_that_is_wiped_comes_back_and_one_that_is_applied_again_stays() {
     let load = Load::pods(&scene);
     let mut wipes = Vec::new();
     for _ in 0..3 {
-        let wiped = Instant::now();
+        let taken_away = Instant::now();
         scene.cluster.kubectl_with(&["replace", "-f", "-"], &scene.configuration().to_string());
         wait_for("the bundle", || scene.bundles() == right);
         wait_for("the API server to call", || scene.is_modified());
-        wipes.push((wiped, Instant::now()));
+        wipes.push((taken_away, Instant::now()));
     }
     let (asked, failures) = load.end();
-    println!(
+    eprintln!(
         "pods: {asked}, not modified: {}, repairs: {:?}",
         failures.len(),
         wipes.iter().map(|(from, to)| *to - *from).collect::<Vec<_>>()

@@ -149,7 +149,7 @@ fn a_renewed_certificate_leaves_running_servers_trusted() {
     let (old_ca, old_certificate) = (text(ca), scene.folder.join("old.crt"));
     fs::copy(certificate, &old_certificate).unwrap();
     let said = scene.said(&["--renew", "--out", out]);
-    assert!(said.contains("rollout restart"), "{said}");
+    assert!(said.contains("servers take it up by themselves"), "{said}");
     assert_eq!(text(ca).matches("BEGIN CERTIFICATE").count(), 2);
     assert!(text(ca).contains(old_ca.trim()));
     for certificate in [certificate, &old_certificate] {
