@@ -12,7 +12,7 @@
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
-//! | [`certs`] | the serving certificate |
+//! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`telemetry`] | logs, and the last words of a process |

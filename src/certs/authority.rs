@@ -339,8 +339,7 @@ impl Leaf {
 
 #[cfg(test)]
 mod tests {
-    use rustls::client::danger::ServerCertVerifier as _;
-
+    use super::super::verify::why_distrusted;
     use super::*;
 
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
@@ -373,19 +372,8 @@ mod tests {
         .unwrap()
     }
 
-    /// As an API server would, at a time: rustls' own verifier, with these names.
     fn is_trusted(leaf: &Leaf, bundle: &str, name: &str, now: Timestamp) -> bool {
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
-            roots.add(certificate.unwrap()).unwrap();
-        }
-        let provider = Arc::new(ring::default_provider());
-        let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
-        let now = rustls::pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(
-            u64::try_from(now.as_second()).unwrap(),
-        ));
-        let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
-        verifier.build().unwrap().verify_server_cert(&leaf.served.cert[0], &[], &name, &[], now).is_ok()
+        why_distrusted(&leaf.served.cert, bundle.as_bytes(), name, now).is_none()
     }
 
     #[test]

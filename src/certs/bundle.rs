@@ -116,6 +116,11 @@ impl Configuration {
         self.ours().next().is_some()
     }
 
+    /// Our webhooks by name, and the bundle of each, PEM.
+    pub fn bundles(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.ours().map(|(_, webhook)| (webhook.name.as_str(), webhook.bundle.as_slice()))
+    }
+
     /// Who is trusted by our webhooks as they are; what cannot be read is trusted by nobody.
     #[must_use]
     pub fn trusted(&self) -> Vec<Certificate> {

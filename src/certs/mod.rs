@@ -15,6 +15,7 @@ mod resolver;
 mod settings;
 mod store;
 mod survey;
+mod verify;
 
 use std::sync::Arc;
 

@@ -5,9 +5,12 @@ use std::fmt;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use super::authority::Certificate;
 use super::bundle::{Configuration, Kind};
+use super::verify::why_distrusted;
 use super::{Settings, store};
 use crate::cluster::names;
 
@@ -116,24 +119,28 @@ impl Survey {
                 ));
             }
         };
-        let read = |key: &str| data.get(key).and_then(|data| Certificate::read_all(&data.0).ok()).unwrap_or_default();
-        match read("tls.crt").first() {
-            None => self.wrong(format!("Secret {namespace}/{secret}: tls.crt has no certificate; run create-cert.sh")),
-            Some(certificate) => {
-                let told = format!("Secret {namespace}/{secret}: a certificate of yours");
-                match certificate.why_not_valid(now) {
-                    None => self.fine(format!("{told}, valid until {}", certificate.not_after)),
-                    Some(why) => self.wrong(format!("{told}: {why}; renew it, for example by create-cert.sh")),
-                }
+        let certificate = data.get("tls.crt").map(|certificate| certificate.0.as_slice()).unwrap_or_default();
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate).filter_map(Result::ok).collect();
+        match chain.first().cloned().map(Certificate::read) {
+            Some(Ok(certificate)) => {
+                let end = certificate.not_after;
+                self.fine(format!("Secret {namespace}/{secret}: a certificate of yours, valid until {end}"));
+            }
+            Some(Err(_)) | None => {
+                return self
+                    .wrong(format!("Secret {namespace}/{secret}: tls.crt has no certificate; run create-cert.sh"));
             }
         }
-        let authorities = read("ca.crt");
+        // As the API server will: by the name of the Service, and whom each webhook trusts.
+        let host = format!("{}.{namespace}.svc", settings.service);
         for configuration in configurations {
-            let distrusts = |authority: &Certificate| configuration.distrusts(authority).is_some();
-            if authorities.iter().all(distrusts) {
-                let (kind, name) = (configuration.kind.name(), &configuration.name);
+            let (kind, name) = (configuration.kind.name(), &configuration.name);
+            let why = |bundle: &[u8]| why_distrusted(&chain, bundle, &host, now);
+            if let Some((webhook, why)) =
+                configuration.bundles().find_map(|(webhook, found)| Some((webhook, why(found)?)))
+            {
                 self.wrong(format!(
-                    "{kind} {name}: trusts none of the authorities in its ca.crt; run create-cert.sh, or look at cert-manager's cainjector"
+                    "{kind} {name}, webhook {webhook}: does not trust it as {host}: {why}; run create-cert.sh, or look at cert-manager's cainjector"
                 ));
             }
         }

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use tenancy_fixer::yaml;
 
 use crate::cluster::Balancer;
+use crate::create_cert;
 use crate::server::{self, Certificate, Server, block_on};
 use crate::support::{self, Cluster, wait_for, wait_long_for};
 use crate::wire;
@@ -680,6 +681,25 @@ fn check_says_whom_the_api_server_trusts_and_until_when() {
     scene.cluster.kubectl_with(&["replace", "-f", "-"], &configuration.to_string());
     assert!(check().contains("WRONG: MutatingWebhookConfiguration"), "{}", check());
     assert!(check().contains("does not trust it; a running server mends that"), "{}", check());
+
+    // A certificate that somebody else made; of another authority than the webhooks trust, for another name, and right.
+    scene.cluster.kubectl(&["delete", "secret", "-n", &scene.name, &scene.secret_name()]);
+    let create_cert = |arguments: &[&str]| {
+        let output = create_cert::create_cert(&scene.cluster, &scene.name, arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    create_cert(&["--service", "other"]);
+    let said = check();
+    assert!(said.contains("a certificate of yours, valid until 20"), "{said}");
+    assert!(
+        said.contains(&format!("does not trust it as {0}.{0}.svc: ", scene.name))
+            && said.contains("not valid for name"),
+        "{said}"
+    );
+    create_cert(&["--service", &scene.name]);
+    assert!(!check().contains("WRONG"), "{}", check());
+    scene.cluster.kubectl_with(&["replace", "-f", "-"], &configuration.to_string());
+    assert!(check().contains("UnknownIssuer"), "{}", check());
 }
 
 #[test]

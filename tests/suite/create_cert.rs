@@ -37,15 +37,7 @@ impl Scene {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let kubectl = support::root().join("target/venv/bin");
-        let path = format!("{}:{}", kubectl.display(), std::env::var("PATH").unwrap());
-        Command::new(support::root().join("create-cert.sh"))
-            .args(["--namespace", &self.name, "--webhook-configuration", &self.name])
-            .args(arguments)
-            .env("KUBECONFIG", self.cluster.kubeconfig())
-            .env("PATH", path)
-            .output()
-            .unwrap()
+        create_cert(&self.cluster, &self.name, arguments)
     }
 
     /// What it says, on both streams; it has to succeed.
@@ -71,6 +63,19 @@ impl Scene {
     fn files(&self) -> Vec<PathBuf> {
         ["tls.crt", "tls.key", "ca.crt"].map(|name| self.folder.join("out").join(name)).into()
     }
+}
+
+/// Runs the script for a namespace, and the webhook configuration of the same name.
+pub fn create_cert(cluster: &Cluster, name: &str, arguments: &[&str]) -> Output {
+    let kubectl = support::root().join("target/venv/bin");
+    let path = format!("{}:{}", kubectl.display(), std::env::var("PATH").unwrap());
+    Command::new(support::root().join("create-cert.sh"))
+        .args(["--namespace", name, "--webhook-configuration", name])
+        .args(arguments)
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .env("PATH", path)
+        .output()
+        .unwrap()
 }
 
 impl Drop for Scene {

@@ -128,27 +128,29 @@ fn the_pods_may_do_no_more_than_they_need() {
 /// Not the Deployment, which the API server takes in any case: its pods, under the rules of their namespace.
 #[test]
 fn the_namespace_lets_the_pods_in_and_nothing_worse() {
-    let objects = base();
     let cluster = Cluster::shared();
-    let name = format!("deploy-pods-{}", std::process::id());
-    let template = &of_kind(&objects, "Deployment")["spec"]["template"];
-    let mut pod =
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
-    pod["metadata"]["name"] = json!("pod");
-    let mut namespace = of_kind(&objects, "Namespace").clone();
-    namespace["metadata"]["name"] = json!(name);
-    cluster.apply(&namespace);
-    let mut account = of_kind(&objects, "ServiceAccount").clone();
-    account["metadata"]["namespace"] = json!(name);
-    cluster.apply(&account);
+    for folder in INSTALLATIONS {
+        let objects = installation(folder);
+        let name = format!("deploy-pods-{}-{}", folder.replace('/', "-"), std::process::id());
+        let template = &of_kind(&objects, "Deployment")["spec"]["template"];
+        let mut pod =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
+        pod["metadata"]["name"] = json!("pod");
+        let mut namespace = of_kind(&objects, "Namespace").clone();
+        namespace["metadata"]["name"] = json!(name);
+        cluster.apply(&namespace);
+        let mut account = of_kind(&objects, "ServiceAccount").clone();
+        account["metadata"]["namespace"] = json!(name);
+        cluster.apply(&account);
 
-    let create = ["create", "--namespace", &name, "--dry-run=server", "-f", "-"];
-    let (_, said) = cluster.kubectl_with(&create, &pod.to_string());
-    assert!(!said.contains("Warning"), "{said}");
-    pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
-    let refused = support::try_kubectl_with(&create, &pod.to_string());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{refused:?}");
-    cluster.kubectl(&["delete", "namespace", &name, "--wait=false"]);
+        let create = ["create", "--namespace", &name, "--dry-run=server", "-f", "-"];
+        let (_, said) = cluster.kubectl_with(&create, &pod.to_string());
+        assert!(!said.contains("Warning"), "{folder}: {said}");
+        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+        let refused = support::try_kubectl_with(&create, &pod.to_string());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{folder}: {refused:?}");
+        cluster.kubectl(&["delete", "namespace", &name, "--wait=false"]);
+    }
 }
 
 #[test]
