@@ -93,48 +93,44 @@ pub fn follow(
     resolver.serve(pair.served.clone());
     readiness(pair.certificate.why_not_valid(Timestamp::now()));
     metrics.expires(SERVING, &pair.certificate);
-    look_again_and_again(files, pair, resolver, metrics, readiness, stop)
-}
-
-async fn look_again_and_again(
-    files: Files,
-    pair: Pair,
-    resolver: Resolver,
-    metrics: Metrics,
-    readiness: impl Fn(Option<String>),
-    stop: impl Future<Output = ()>,
-) {
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut stop = std::pin::pin!(stop);
-    let mut doubts = Doubts::default();
-    let Pair { mut contents, mut certificate, .. } = pair;
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut stop => return,
-            _ = ticks.tick() => {}
-        }
-        readiness(certificate.why_not_valid(Timestamp::now()));
-        // A file system that hangs must not keep requests waiting.
-        let (looked, known) = (files.clone(), contents.clone());
-        let found = tokio::task::spawn_blocking(move || {
-            let found = looked.read()?;
-            Ok(if found == known { None } else { Some(looked.pair(found)?) })
-        });
-        match found.await.unwrap_or_else(|error| Err(anyhow::anyhow!(error))) {
-            Ok(None) => doubts = Doubts::default(),
-            Ok(Some(new)) => {
-                resolver.serve(new.served);
-                metrics.changed(SERVING);
-                metrics.expires(SERVING, &new.certificate);
-                info!(file = %files.certificate.display(), not_after = %new.certificate.not_after, "certificate exchanged");
-                (contents, certificate, doubts) = (new.contents, new.certificate, Doubts::default());
+    async move {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stop = std::pin::pin!(stop);
+        let mut doubts = Doubts::default();
+        let Pair { mut contents, mut certificate, .. } = pair;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => return,
+                _ = ticks.tick() => {}
             }
-            Err(error) => {
-                metrics.failed();
-                if let Some(error) = doubts.worth_telling(format!("{error:#}")) {
-                    warn!(error, not_after = %certificate.not_after, "the new certificate cannot be used, the old one stays");
+            readiness(certificate.why_not_valid(Timestamp::now()));
+            // A file system that hangs must not keep requests waiting.
+            let (looked, known) = (files.clone(), contents.clone());
+            let found = tokio::task::spawn_blocking(move || {
+                let found = looked.read()?;
+                Ok(if found == known { None } else { Some(looked.pair(found)?) })
+            });
+            let found = tokio::select! {
+                biased;
+                () = &mut stop => return,
+                found = found => found,
+            };
+            match found.unwrap_or_else(|error| Err(anyhow::anyhow!(error))) {
+                Ok(None) => doubts = Doubts::default(),
+                Ok(Some(new)) => {
+                    resolver.serve(new.served);
+                    metrics.changed(SERVING);
+                    metrics.expires(SERVING, &new.certificate);
+                    info!(file = %files.certificate.display(), not_after = %new.certificate.not_after, "certificate exchanged");
+                    (contents, certificate, doubts) = (new.contents, new.certificate, Doubts::default());
+                }
+                Err(error) => {
+                    metrics.failed();
+                    if let Some(error) = doubts.worth_telling(format!("{error:#}")) {
+                        warn!(error, not_after = %certificate.not_after, "the new certificate cannot be used, the old one stays");
+                    }
                 }
             }
         }
