@@ -88,11 +88,10 @@ impl Certificate {
     /// Says why it is not valid, if so.
     #[must_use]
     pub fn why_not_valid(&self, now: Timestamp) -> Option<String> {
-        let clock = "by this machine's clock";
         if now < self.not_before {
-            Some(format!("it is not valid before {} {clock}", self.not_before))
+            Some(format!("it is not valid before {}, and it is {now:.0}", self.not_before))
         } else if now > self.not_after {
-            Some(format!("it ended at {} {clock}", self.not_after))
+            Some(format!("it ended at {}, and it is {now:.0}", self.not_after))
         } else {
             None
         }
@@ -324,7 +323,7 @@ impl Leaf {
     pub fn why_renew(&self, authority: &Authority, now: Timestamp, settled: bool, policy: &Policy) -> Option<String> {
         if self.issuer != authority.certificate {
             // API servers that have not heard of the new authority trust this one, so it goes on for the moment; even one that
-            // is not valid by our clock, which may be wrong.
+            // is not valid by our clock, which may be wrong if nobody could be asked.
             return settled.then(|| "another authority has followed the one that signed it".to_owned());
         }
         if let Some(why) = self.certificate.why_not_valid(now) {

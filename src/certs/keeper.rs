@@ -21,18 +21,21 @@ use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::authority::{Authority, Certificate, Due, Leaf, Policy};
 use super::bundle::{Configuration, Kind};
+use super::clock::Clock;
 use super::metrics::{AUTHORITY, SERVING};
-use super::{Metrics, Resolver, Settings, store};
+use super::{Metrics, Resolver, Settings, clock, store};
 use crate::cluster::names;
 
-/// How often the wall clock is looked at. It may jump, so nothing sleeps until a time of it.
+/// How often the time is looked at. Clocks may jump, so nothing sleeps until a time of theirs.
 const TICK: Duration = Duration::from_secs(1);
 /// Longest time for one change, so that an API server that hangs keeps no certificate from being renewed.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time that it gets to say what time it is; certificates are renewed without that, too.
+const PATIENCE_FOR_TIME: Duration = Duration::from_secs(2);
 /// Changes that may follow at once from each other.
 const MOST_STEPS: usize = 8;
 /// Pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
@@ -121,6 +124,7 @@ impl Seen {
 
 struct Keeper {
     context: Context,
+    clock: Clock,
     recorder: Recorder,
     secrets: Api<Secret>,
     secret: Seen,
@@ -146,6 +150,7 @@ impl Keeper {
             recorder: Recorder::new(context.client.clone(), reporter),
             secrets: Api::namespaced(context.client.clone(), &context.settings.service_namespace),
             context,
+            clock: Clock::default(),
             secret: Seen::NotYet,
             authority: None,
             unusable: None,
@@ -197,7 +202,7 @@ impl Keeper {
 
     /// Looks at everything, and does what follows from it.
     async fn round(&mut self) {
-        let now = Timestamp::now();
+        let now = self.now().await;
         for _ in 0..MOST_STEPS {
             self.sign(now);
             if self.not_before.is_some_and(|not_before| Instant::now() < not_before) {
@@ -228,6 +233,29 @@ impl Keeper {
             self.context.metrics.expires(AUTHORITY, authority.certificate());
         }
         (self.context.readiness)(self.why_not_ready(now));
+    }
+
+    /// The API server's time.
+    async fn now(&mut self) -> Timestamp {
+        if self.clock.looked_at(Instant::now(), Timestamp::now()) {
+            let answer = match timeout(PATIENCE_FOR_TIME, clock::ask(&self.context.client)).await {
+                Ok(Ok(time)) => Some(time),
+                Ok(Err(error)) => {
+                    debug!(error = format!("{error:#}"), "the API server does not say what time it is");
+                    None
+                }
+                Err(_) => None,
+            };
+            if let Some(ahead) = self.clock.learn(Instant::now(), Timestamp::now(), answer) {
+                let ahead_seconds = ahead.as_secs();
+                warn!(
+                    ahead_seconds,
+                    "how far this machine's clock is ahead of the API server's, by which certificates go"
+                );
+            }
+            self.context.metrics.clock_is_ahead(self.clock.ahead());
+        }
+        self.clock.now(Timestamp::now())
     }
 
     fn next_step(&self, now: Timestamp) -> Result<Option<Step>, Obstacle> {

@@ -1,5 +1,6 @@
 //! What is counted and measured of certificates, in the words of Prometheus.
 
+use k8s_openapi::jiff::SignedDuration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -16,6 +17,7 @@ pub struct Metrics {
     changes: Family<CertificateLabel, Counter>,
     bundle_writes: Family<KindLabel, Counter>,
     failures: Counter,
+    clock_ahead: Gauge,
 }
 
 /// Which certificate: `serving` or `authority`.
@@ -42,6 +44,7 @@ impl Metrics {
             changes: Family::default(),
             bundle_writes: Family::default(),
             failures: Counter::default(),
+            clock_ahead: Gauge::default(),
         };
         let certificate = registry.sub_registry_with_prefix("certificate");
         certificate.register(
@@ -64,7 +67,16 @@ impl Metrics {
             "Attempts to bring certificates up to date that failed",
             metrics.failures.clone(),
         );
+        certificate.register(
+            "clock_ahead_seconds",
+            "How far this machine's clock is ahead of the API server's; 0 if by less than ten seconds, or not known",
+            metrics.clock_ahead.clone(),
+        );
         metrics
+    }
+
+    pub(super) fn clock_is_ahead(&self, ahead: SignedDuration) {
+        self.clock_ahead.set(ahead.as_secs());
     }
 
     pub(super) fn expires(&self, which: &'static str, certificate: &Certificate) {

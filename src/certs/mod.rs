@@ -1,13 +1,14 @@
 //! The certificate that we serve with. Two ways to come by it:
 //!
 //! * **our own**: `authority` decides what there should be at a time, `bundle` whom the webhook configurations should trust;
-//!   both are pure. `store` is the Secret, `keeper` does what they say, on every replica.
+//!   both are pure. `store` is the Secret, `clock` the API server's time, `keeper` does what they say, on every replica.
 //! * **somebody else's**: `files` follows the two files that cert-manager's Secret or `create-cert.sh`'s is mounted as.
 //!
 //! Either hands it to the `resolver`, from which handshakes take it. `survey` is one look for `tenancy-fixer check`.
 
 pub mod authority;
 pub mod bundle;
+mod clock;
 mod files;
 mod keeper;
 mod metrics;

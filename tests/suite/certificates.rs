@@ -115,6 +115,18 @@ impl Scene {
         servers
     }
 
+    /// From now on servers have a way of their own to the API server, which has another one to them.
+    fn way_to_the_api_server(&self) -> (Balancer, SocketAddr) {
+        let way = Balancer::start();
+        let mut config = yaml::value(&fs::read_to_string(&self.kubeconfig).unwrap()).unwrap();
+        let url: hyper::Uri = config["clusters"][0]["cluster"]["server"].as_str().unwrap().parse().unwrap();
+        let api_server: SocketAddr = url.authority().unwrap().as_str().parse().unwrap();
+        way.send_to(vec![api_server]);
+        config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}", way.address));
+        fs::write(&self.kubeconfig, config.to_string()).unwrap();
+        (way, api_server)
+    }
+
     fn is_modified(&self) -> bool {
         let arguments = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
         self.cluster.kubectl_with(&arguments, &self.pod().to_string()).0.contains("\"kubeflow-extension\": \"true\"")
@@ -570,45 +582,79 @@ fn servers_of_another_certificate_stay_trusted_while_ours_come() {
     wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
 }
 
-/// The real process under libfaketime, which sets the wall clock of this process and leaves the monotonic one as it is.
-#[test]
-fn a_clock_that_jumps_costs_no_review() {
-    let library = ["x86_64", "aarch64"]
-        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1"))
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-        .expect("libfaketime is there; tests/setup installs it");
-    // Over the certificate's end, and before its beginning and its authority's.
-    for (test, validity, jump, why) in
-        [("ahead", "30m", "+40m", "it ended at"), ("back", "24h", "-2h", "another authority has followed")]
-    {
-        let scene = Scene::new(&format!("clock-{test}"));
-        scene.apply_configuration();
-        let clock = scene.kubeconfig.with_file_name("clock");
-        fs::write(&clock, "+0").unwrap();
-        let mut command = scene.command(&["--certificate-validity", validity, "--ca-settle", "3s"]);
-        command.env("LD_PRELOAD", &library).env("FAKETIME_TIMESTAMP_FILE", &clock);
+/// The wall clock of one process, by libfaketime; the monotonic one goes on as it does.
+struct WallClock {
+    file: PathBuf,
+}
+
+impl WallClock {
+    fn new(scene: &Scene, name: &str) -> Self {
+        let clock = Self { file: scene.kubeconfig.with_file_name(name) };
+        clock.set("+0");
+        clock
+    }
+
+    /// An offset to the real one. In one step, since half a file would be read, too.
+    fn set(&self, offset: &str) {
+        let next = self.file.with_extension("next");
+        fs::write(&next, offset).unwrap();
+        fs::rename(&next, &self.file).unwrap();
+    }
+
+    fn command(&self, scene: &Scene, flags: &[&str]) -> Command {
+        let library = ["x86_64", "aarch64"]
+            .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1"))
+            .into_iter()
+            .find(|path| Path::new(path).exists())
+            .expect("libfaketime is there; tests/setup installs it");
+        let mut command = scene.command(flags);
+        command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", &self.file);
         command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-        let servers = [Server::run(command, PathBuf::new())];
-        scene.balancer.send_to(vec![servers[0].address]);
-        wait_for("readiness", || server::get(&servers[0], "/readyz").0 == 200);
-        wait_for("the API server to call", || scene.is_modified());
-        let loads = [
-            ("pods", Load::pods(&scene)),
-            ("handshakes 1 s behind", Load::handshakes(&scene, &servers, Duration::from_secs(1))),
-        ];
-        // At once, as the other half of a file would be read, too.
-        let next = clock.with_file_name("clock.next");
-        fs::write(&next, jump).unwrap();
-        fs::rename(&next, &clock).unwrap();
-        servers[0].wait_for_line("another certificate", |line| {
-            is(line, "certificate signed") && line["why"].as_str().unwrap().contains(why)
-        });
-        wait_for("readiness", || server::get(&servers[0], "/readyz").0 == 200);
-        assert!(scene.is_bundle_right());
-        for (what, load) in loads {
-            load.end_without_failure(&format!("clock {jump}: {what}"), 10);
+        command
+    }
+}
+
+fn seconds_ahead(server: &Server) -> i64 {
+    let metrics = server::get(server, "/metrics").1;
+    let ahead = metrics.lines().find_map(|line| line.strip_prefix("tenancy_fixer_certificate_clock_ahead_seconds "));
+    ahead.expect(&metrics).parse().unwrap()
+}
+
+#[test]
+fn clocks_that_are_wrong_or_jump_change_no_certificate_and_cost_no_review() {
+    let scene = Scene::new("clocks");
+    scene.apply_configuration();
+    let clocks = [WallClock::new(&scene, "clock-1"), WallClock::new(&scene, "clock-2")];
+    // Wrong from the start, by more than any of its certificates is valid.
+    clocks[1].set("+300d");
+    let servers: Vec<_> = clocks
+        .iter()
+        .map(|clock| Server::run(clock.command(&scene, &["--certificate-validity", "30m"]), PathBuf::new()))
+        .collect();
+    scene.balancer.send_to(servers.iter().map(|server| server.address).collect());
+    for server in &servers {
+        wait_for("readiness", || server::get(server, "/readyz").0 == 200);
+    }
+    wait_for("the API server to call", || scene.is_modified());
+    let shown: Vec<_> = servers.iter().map(|server| scene.shown_by(server)).collect();
+    let secret = scene.secret();
+    let loads = [
+        ("pods", Load::pods(&scene)),
+        ("handshakes 1 s behind", Load::handshakes(&scene, &servers, Duration::from_secs(1))),
+    ];
+    assert!((seconds_ahead(&servers[1]) - 300 * 86_400).abs() < 30);
+    for (jump, hours) in [("+2h", 2), ("-2h", -2), ("+400d", 9600), ("+0", 0)] {
+        clocks[0].set(jump);
+        wait_for("the jump to be seen", || (seconds_ahead(&servers[0]) - hours * 3600).abs() < 30);
+        for (server, shown) in servers.iter().zip(&shown) {
+            assert_eq!(scene.shown_by(server), *shown, "clock {jump}");
+            assert_eq!(server::get(server, "/readyz").0, 200, "clock {jump}");
         }
+    }
+    assert_eq!(scene.secret(), secret);
+    assert!(scene.is_bundle_right());
+    for (what, load) in loads {
+        load.end_without_failure(&format!("wrong clocks: {what}"), 10);
     }
 }
 
@@ -616,14 +662,7 @@ fn a_clock_that_jumps_costs_no_review() {
 fn a_server_without_its_api_server_renews_its_certificate_and_catches_up() {
     let scene = Scene::new("cut-off");
     scene.apply_configuration();
-    // The way of this server to the API server, which has another one to it.
-    let way = Balancer::start();
-    let mut config = yaml::value(&fs::read_to_string(&scene.kubeconfig).unwrap()).unwrap();
-    let url: hyper::Uri = config["clusters"][0]["cluster"]["server"].as_str().unwrap().parse().unwrap();
-    let api_server: SocketAddr = url.authority().unwrap().as_str().parse().unwrap();
-    way.send_to(vec![api_server]);
-    config["clusters"][0]["cluster"]["server"] = json!(format!("https://{}", way.address));
-    fs::write(&scene.kubeconfig, config.to_string()).unwrap();
+    let (way, api_server) = scene.way_to_the_api_server();
 
     let servers = scene.ready(1, &["--certificate-validity", "15s", "--ca-settle", "2s"]);
     let load = Load::pods(&scene);
@@ -648,6 +687,36 @@ fn a_server_without_its_api_server_renews_its_certificate_and_catches_up() {
         is(line, "certificate signed") && line["why"].as_str().unwrap().contains("another authority has followed")
     });
     assert_ne!(scene.shown_by(&servers[0]), shown);
+}
+
+#[test]
+fn a_clock_that_jumps_while_nobody_can_be_asked_costs_no_review() {
+    let scene = Scene::new("clock-alone");
+    scene.apply_configuration();
+    let (way, api_server) = scene.way_to_the_api_server();
+    let clock = WallClock::new(&scene, "clock");
+    let server = Server::run(clock.command(&scene, &["--certificate-validity", "30m"]), PathBuf::new());
+    scene.balancer.send_to(vec![server.address]);
+    wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
+    wait_for("the API server to call", || scene.is_modified());
+    let servers = [server];
+    let loads = [
+        ("pods", Load::pods(&scene)),
+        ("handshakes 1 s behind", Load::handshakes(&scene, &servers, Duration::from_secs(1))),
+    ];
+    way.cut();
+    // Over the end of its certificate. For all that it knows, the time has come.
+    clock.set("+40m");
+    servers[0].wait_for_line("another certificate", |line| {
+        is(line, "certificate signed") && line["why"].as_str().unwrap().contains("it ended at")
+    });
+    assert_eq!(server::get(&servers[0], "/readyz").0, 200);
+    way.send_to(vec![api_server]);
+    wait_for("the API server to be asked", || (seconds_ahead(&servers[0]) - 40 * 60).abs() < 30);
+    assert_eq!(server::get(&servers[0], "/readyz").0, 200);
+    for (what, load) in loads {
+        load.end_without_failure(&format!("clock ahead, and alone: {what}"), 10);
+    }
 }
 
 #[test]
