@@ -1,5 +1,5 @@
 //! Keeps authority, bundles and this server's certificate as they should be: what `authority` and `bundle` decide is done
-//! here, and read back.
+//! (`act`), told (`tell`) and read back.
 //!
 //! Every replica does this, without a leader. The Secret and the configurations are only written in the version that was
 //! read, and a bundle only after its configuration has been read, and then the Secret: whoever is late fails, and looks
@@ -9,14 +9,11 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use futures::stream::{BoxStream, SelectAll, StreamExt as _};
-use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
-use k8s_openapi::api::core::v1::{ObjectReference, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{EventType, Recorder, Reporter};
 use kube::runtime::watcher::{self, watch_object};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -33,7 +30,7 @@ use crate::cluster::names;
 /// How often the time is looked at. Clocks may jump, so nothing sleeps until a time of theirs.
 const TICK: Duration = Duration::from_secs(1);
 /// Longest time for one change, so that an API server that hangs keeps no certificate from being renewed.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest time that it gets to say what time it is; certificates are renewed without that, too.
 const PATIENCE_FOR_TIME: Duration = Duration::from_secs(2);
 /// Changes that may follow at once from each other.
@@ -42,10 +39,6 @@ const MOST_STEPS: usize = 8;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest time between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Bundles that we write in [`CONTEST_WINDOW`]; beyond that somebody else writes them, too.
-const CONTEST_LIMIT: usize = 10;
-/// Time in which written bundles are counted.
-const CONTEST_WINDOW: Duration = Duration::from_mins(1);
 
 /// What it works with.
 pub struct Context {
@@ -95,7 +88,7 @@ enum News {
 }
 
 /// Something to do.
-enum Step {
+pub(super) enum Step {
     Create,
     Write(Due),
     Bundle(Kind),
@@ -110,29 +103,29 @@ enum Obstacle {
 }
 
 /// The Secret as it was last seen.
-enum Seen {
+pub(super) enum Seen {
     NotYet,
     Absent,
     There(Box<Secret>),
 }
 
 impl Seen {
-    fn secret(&self) -> Option<&Secret> {
+    pub(super) fn secret(&self) -> Option<&Secret> {
         if let Self::There(secret) = self { Some(secret) } else { None }
     }
 }
 
-struct Keeper {
-    context: Context,
+pub(super) struct Keeper {
+    pub(super) context: Context,
     clock: Clock,
-    recorder: Recorder,
-    secrets: Api<Secret>,
-    secret: Seen,
+    pub(super) recorder: Recorder,
+    pub(super) secrets: Api<Secret>,
+    pub(super) secret: Seen,
     /// What is in it, or was when it could last be read: certificates can be signed without the API server.
-    authority: Option<Authority>,
+    pub(super) authority: Option<Authority>,
     /// Why the Secret cannot be used.
-    unusable: Option<String>,
-    configurations: BTreeMap<Kind, Option<Configuration>>,
+    pub(super) unusable: Option<String>,
+    pub(super) configurations: BTreeMap<Kind, Option<Configuration>>,
     leaf: Option<Leaf>,
     /// The authority that every webhook of ours trusts, and since when we have seen that.
     trusted: Option<(Certificate, Instant)>,
@@ -140,7 +133,7 @@ struct Keeper {
     trouble: Option<String>,
     failures: u32,
     not_before: Option<Instant>,
-    bundles_written: Vec<Instant>,
+    pub(super) bundles_written: Vec<Instant>,
 }
 
 impl Keeper {
@@ -190,7 +183,7 @@ impl Keeper {
         }
     }
 
-    fn adopt(&mut self, secret: Option<Secret>) {
+    pub(super) fn adopt(&mut self, secret: Option<Secret>) {
         self.unusable = None;
         match secret.as_ref().map(store::read) {
             Some(Ok(authority)) => self.authority = Some(authority),
@@ -279,7 +272,7 @@ impl Keeper {
         Ok(stale.map(|configuration| Step::Bundle(configuration.kind)))
     }
 
-    fn configurations(&self) -> impl Iterator<Item = &Configuration> {
+    pub(super) fn configurations(&self) -> impl Iterator<Item = &Configuration> {
         self.configurations.values().flatten()
     }
 
@@ -289,147 +282,6 @@ impl Keeper {
             let webhook = configuration.distrusts(authority)?;
             Some(format!("{} {}, webhook {webhook}", configuration.kind.name(), configuration.name))
         })
-    }
-
-    async fn take(&mut self, step: Step, now: Timestamp) -> anyhow::Result<()> {
-        match step {
-            Step::Create => self.create(now).await,
-            Step::Write(due) => self.write(&due, now).await,
-            Step::Bundle(kind) => self.write_bundle(kind).await,
-        }
-    }
-
-    /// Makes an authority where there is no Secret. Those whom our webhooks trust so far stay trusted: servers with their
-    /// certificates may still be there.
-    async fn create(&mut self, now: Timestamp) -> anyhow::Result<()> {
-        for kind in Kind::ALL {
-            self.look_at_configuration(kind).await?;
-        }
-        let trusted: Vec<_> = self.configurations().flat_map(Configuration::trusted).collect();
-        let authority = Authority::create(now, &self.context.policy, &trusted)?;
-        let name = self.context.settings.ca_secret.clone();
-        let secret = store::written(&authority, &name, None);
-        match self.secrets.create(&PostParams::default(), &secret).await {
-            Ok(created) => {
-                self.adopt(Some(created));
-                let why = "there was none";
-                self.tell_authority("CertificateAuthorityCreated", "certificate authority created", why).await;
-                Ok(())
-            }
-            // Another replica was faster; its authority is as good.
-            Err(kube::Error::Api(status)) if status.code == 409 => self.read_secret().await,
-            Err(error) => Err(error).with_context(|| format!("creating Secret {}", self.place())),
-        }
-    }
-
-    async fn write(&mut self, due: &Due, now: Timestamp) -> anyhow::Result<()> {
-        let policy = &self.context.policy;
-        let Some((authority, secret)) = self.authority.as_ref().zip(self.secret.secret()) else { return Ok(()) };
-        let next = match due {
-            Due::Rotate(_) => authority.followed(now, policy)?,
-            Due::Publish => authority.published_since(now),
-            Due::Drop => authority.without_unused(now, policy),
-        };
-        let secret = store::written(&next, &self.context.settings.ca_secret, Some(secret));
-        match self.secrets.replace(&self.context.settings.ca_secret, &PostParams::default(), &secret).await {
-            Ok(written) => self.adopt(Some(written)),
-            Err(error) if is_conflict(&error) => return self.read_secret().await,
-            Err(error) => return Err(error).with_context(|| format!("writing Secret {}", self.place())),
-        }
-        match due {
-            Due::Rotate(why) => {
-                self.tell_authority("CertificateAuthorityFollowed", "certificate authority followed", why).await;
-            }
-            Due::Publish => info!(secret = self.place(), "certificate authority published"),
-            Due::Drop => {
-                let why = "no certificate of those before it can be valid any more";
-                self.tell_authority("CertificateAuthorityAlone", "certificate authorities dropped", why).await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn read_secret(&mut self) -> anyhow::Result<()> {
-        let found = self.secrets.get_opt(&self.context.settings.ca_secret).await;
-        self.adopt(found.with_context(|| format!("reading Secret {}", self.place()))?);
-        Ok(())
-    }
-
-    fn place(&self) -> String {
-        format!("{}/{}", self.context.settings.service_namespace, self.context.settings.ca_secret)
-    }
-
-    /// First the configuration is read, then the Secret: whatever was written to the latter before somebody else wrote the
-    /// former is known then, and what they write from now on makes this fail.
-    async fn write_bundle(&mut self, kind: Kind) -> anyhow::Result<()> {
-        let name = self.context.settings.webhook_configuration.clone();
-        let place = format!("{} {name}", kind.name());
-        self.look_at_configuration(kind).await?;
-        self.read_secret().await?;
-        let Some(Some(configuration)) = self.configurations.get(&kind) else { return Ok(()) };
-        let usable = self.unusable.is_none() && self.secret.secret().is_some();
-        let Some(authority) = self.authority.as_ref().filter(|_| usable) else { return Ok(()) };
-        let Some(patch) = configuration.with_bundle(&authority.bundle()) else { return Ok(()) };
-        self.bundles_written.retain(|at| at.elapsed() < CONTEST_WINDOW);
-        anyhow::ensure!(
-            self.bundles_written.len() < CONTEST_LIMIT,
-            "{place}: its caBundle was written {CONTEST_LIMIT} times within a minute and is changed again: somebody else writes it, too"
-        );
-        let parameters = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        match self.patch_configuration(kind, &name, &parameters, patch).await {
-            Ok(written) => drop(self.configurations.insert(kind, Some(written))),
-            // Changed in between: look again.
-            Err(error) if is_conflict(&error) => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("writing the caBundle of {place}")),
-        }
-        self.bundles_written.push(Instant::now());
-        self.context.metrics.wrote_bundle(kind);
-        info!(kind = kind.name(), name, "caBundle written");
-        let uid = self.configurations.get(&kind).and_then(Option::as_ref).and_then(|found| found.uid.clone());
-        let note = format!("the caBundle of its webhooks is that of Secret {} again", self.place());
-        let reference = reference("admissionregistration.k8s.io/v1", kind.name(), &name, None, uid);
-        self.publish(EventType::Normal, "CaBundleWritten", &note, &reference).await;
-        Ok(())
-    }
-
-    async fn look_at_configuration(&mut self, kind: Kind) -> anyhow::Result<()> {
-        let (client, settings) = (self.context.client.clone(), &self.context.settings);
-        let name = &settings.webhook_configuration;
-        let found = match kind {
-            Kind::Mutating => {
-                let found = Api::all(client).get_opt(name).await;
-                found.map(|found| found.map(|found| Configuration::mutating(found, settings)))
-            }
-            Kind::Validating => {
-                let found = Api::all(client).get_opt(name).await;
-                found.map(|found| found.map(|found| Configuration::validating(found, settings)))
-            }
-        };
-        let found = found.with_context(|| format!("reading {} {name}", kind.name()))?;
-        self.configurations.insert(kind, found);
-        Ok(())
-    }
-
-    async fn patch_configuration(
-        &self,
-        kind: Kind,
-        name: &str,
-        parameters: &PatchParams,
-        patch: json_patch::Patch,
-    ) -> kube::Result<Configuration> {
-        let (client, settings) = (self.context.client.clone(), &self.context.settings);
-        match kind {
-            Kind::Mutating => {
-                let api: Api<MutatingWebhookConfiguration> = Api::all(client);
-                let written = api.patch(name, parameters, &Patch::<()>::Json(patch)).await?;
-                Ok(Configuration::mutating(written, settings))
-            }
-            Kind::Validating => {
-                let api: Api<ValidatingWebhookConfiguration> = Api::all(client);
-                let written = api.patch(name, parameters, &Patch::<()>::Json(patch)).await?;
-                Ok(Configuration::validating(written, settings))
-            }
-        }
     }
 
     /// Has another certificate signed where that is due. Needs no API server.
@@ -515,39 +367,6 @@ impl Keeper {
             self.publish(EventType::Warning, "CertificatesNotDone", &trouble, &self.secret_reference()).await;
         }
     }
-
-    async fn tell_authority(&self, reason: &str, message: &'static str, why: &str) {
-        let Some(authority) = &self.authority else { return };
-        if reason != "CertificateAuthorityAlone" {
-            self.context.metrics.changed(AUTHORITY);
-        }
-        let (trusted, not_after) = (authority.trusted().count(), authority.certificate().not_after);
-        info!(secret = self.place(), why, %not_after, trusted, "{message}");
-        let note = format!("{message}: {why}; it ends at {not_after}, authorities that are trusted: {trusted}");
-        self.publish(EventType::Normal, reason, &note, &self.secret_reference()).await;
-    }
-
-    fn secret_reference(&self) -> ObjectReference {
-        let settings = &self.context.settings;
-        let uid = self.secret.secret().and_then(|secret| secret.metadata.uid.clone());
-        reference("v1", "Secret", &settings.ca_secret, Some(&settings.service_namespace), uid)
-    }
-
-    /// An Event. That one cannot be written keeps nobody from their work.
-    async fn publish(&self, kind: EventType, reason: &str, note: &str, about: &ObjectReference) {
-        let event = Event {
-            type_: kind,
-            reason: reason.to_owned(),
-            note: Some(note.to_owned()),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
-        match timeout(PATIENCE, self.recorder.publish(&event, about)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "writing an Event"),
-            Err(_) => warn!("writing an Event took too long"),
-        }
-    }
 }
 
 fn watch<K>(api: Api<K>, name: &str, news: impl Fn(Option<K>) -> News + Send + 'static) -> BoxStream<'static, News>
@@ -559,20 +378,4 @@ where
         Err(error) => News::Failed(error.to_string()),
     };
     watch_object(api, name).default_backoff().map(told).boxed()
-}
-
-fn reference(version: &str, kind: &str, name: &str, namespace: Option<&str>, uid: Option<String>) -> ObjectReference {
-    ObjectReference {
-        api_version: Some(version.to_owned()),
-        kind: Some(kind.to_owned()),
-        name: Some(name.to_owned()),
-        namespace: namespace.map(str::to_owned),
-        uid,
-        ..ObjectReference::default()
-    }
-}
-
-/// Somebody was faster: it is another one by now, or gone.
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if [404, 409].contains(&status.code))
 }

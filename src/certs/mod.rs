@@ -1,11 +1,13 @@
 //! The certificate that we serve with. Two ways to come by it:
 //!
 //! * **our own**: `authority` decides what there should be at a time, `bundle` whom the webhook configurations should trust;
-//!   both are pure. `store` is the Secret, `clock` the API server's time, `keeper` does what they say, on every replica.
+//!   both are pure. `store` is the Secret, `clock` the API server's time, `keeper` sees to it
+//!   on every replica that there is what they say (`act` writes, `tell` says so).
 //! * **somebody else's**: `files` follows the two files that cert-manager's Secret or `create-cert.sh`'s is mounted as.
 //!
 //! Either hands it to the `resolver`, from which handshakes take it. `survey` is one look for `tenancy-fixer check`.
 
+mod act;
 pub mod authority;
 pub mod bundle;
 mod clock;
@@ -16,6 +18,7 @@ mod resolver;
 mod settings;
 mod store;
 mod survey;
+mod tell;
 mod verify;
 
 use std::sync::Arc;
