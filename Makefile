@@ -5,6 +5,7 @@ SHELL := bash
 
 VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+MANIFESTS ?= k8s-resources/base
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
 	tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh
 
@@ -66,12 +67,11 @@ manifests: ## Render webhooks/*.yaml from the table of endpoints
 	mv target/mutating.yaml webhooks/mutating.yaml
 
 .PHONY: deploy
-deploy: ## Install IMAGE into the kubeconfig's cluster, with a certificate of its own
-	kubectl kustomize k8s-resources/base | sed -E 's|(image:) tenancy-fixer:.*|\1 $(IMAGE)|' | kubectl apply --server-side -f -
-	./create-cert.sh
+deploy: ## Install IMAGE into the kubeconfig's cluster; MANIFESTS=k8s-resources/overlays/... for another certificate
+	kubectl kustomize $(MANIFESTS) | sed -E 's|(image:) tenancy-fixer:.*|\1 $(IMAGE)|' | kubectl apply --server-side -f -
 	kubectl rollout status deployment/tenancy-fixer -n kubeflow-extension --timeout 120s
 
 .PHONY: undeploy
 undeploy: ## Remove everything of it again, the webhooks first
 	kubectl delete mutatingwebhookconfiguration tenancy-fixer --ignore-not-found
-	kubectl delete -k k8s-resources/base --ignore-not-found
+	kubectl delete -k $(MANIFESTS) --ignore-not-found

@@ -2,11 +2,11 @@
 
 use std::future::Future;
 use std::io::{IsTerminal as _, Read as _, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{fs, io};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::ValueEnum as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -61,10 +61,16 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     );
     info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
-    let tls = TlsAcceptor::from(certs::server_config(&settings.tls_cert, &settings.tls_key)?);
+    let mut registry = Registry::with_prefix("tenancy_fixer");
+    let admits = settings.has(Capability::Admission);
+    let readiness = Readiness::of(if admits { &[SERVER, SURROUNDINGS, CERTIFICATE] } else { &[SERVER, SURROUNDINGS] });
+    let certificates = if admits {
+        Some(certificates(&settings, &mut registry, readiness.clone(), until(&stop)).await?)
+    } else {
+        None
+    };
     let listener = listen("--listen", settings.listen).await?;
     let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
-    let mut registry = Registry::with_prefix("tenancy_fixer");
     let namespaces = Arc::new(tenancy::State::default());
     let listed = watch::Sender::new(!settings.has(Capability::Tenancy));
     let all_listed = listed.subscribe();
@@ -73,19 +79,16 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     } else {
         None
     };
-    let mut mutation = settings.in_cluster.mutation.clone();
-    if settings.has(Capability::Admission) && mutation.needs_launcher_image() {
-        mutation.launcher_image = own_image(&settings).await;
-    }
-    let reviewer = reviewer(&settings, mutation, namespaces, &mut registry).await?;
-    info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
+    let launcher = Arc::new(OnceLock::new());
+    let reviewer = reviewer(&settings, namespaces, Arc::clone(&launcher), &mut registry).await?;
+    readiness.report(SERVER, None);
+    info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "listening");
 
-    let readiness = Readiness::default();
     let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
     let admission = async {
-        if settings.has(Capability::Admission) {
+        if let Some((tls, kept)) = certificates {
             let handler = admission_handler(reviewer);
-            server::serve(listener, Some(tls), handler, until(&stop)).await;
+            tokio::join!(kept, server::serve(listener, Some(tls), handler, until(&stop)));
         }
     };
     let controller = async {
@@ -95,11 +98,11 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     };
     let announce = async {
         tokio::select! {
-            () = knowing(all_listed) => readiness.set(true),
+            () = knowing(&settings, all_listed, launcher) => readiness.report(SURROUNDINGS, None),
             () = until(&stop) => {}
         }
         until(&stop).await;
-        readiness.set(false);
+        readiness.report(SERVER, Some("stopping".to_owned()));
         info!("stopping");
     };
     tokio::join!(operations, admission, controller, announce);
@@ -107,10 +110,15 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Parts of [`Readiness`].
+const SERVER: &str = "server";
+const CERTIFICATE: &str = "certificate";
+const SURROUNDINGS: &str = "surroundings";
+
 async fn reviewer(
     settings: &Serve,
-    mutation: mutate::Settings,
     namespaces: Arc<tenancy::State>,
+    launcher: Arc<OnceLock<String>>,
     registry: &mut Registry,
 ) -> anyhow::Result<Reviewer> {
     let images = if settings.has(Capability::Admission) && settings.in_cluster.images.image_lookups {
@@ -124,18 +132,61 @@ async fn reviewer(
     } else {
         None
     };
-    Ok(Reviewer { settings: mutation, namespaces, images, secrets })
+    Ok(Reviewer { settings: settings.in_cluster.mutation.clone(), namespaces, launcher, images, secrets })
 }
 
-/// How long a replica waits for what namespaces say before it answers without.
+/// How long a replica waits for what it wants to know of the cluster before it answers without.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ends when everything has been listed that decisions depend on, or when that takes too long: a replica that is never
-/// ready would keep every tenant from what needs no list.
-async fn knowing(mut all_listed: watch::Receiver<bool>) {
-    if tokio::time::timeout(PATIENCE, all_listed.wait_for(|listed| *listed)).await.is_err() {
+/// Ends when everything is known that decisions depend on, or when that takes too long: a replica that is never
+/// ready would keep every tenant from what needs none of it. What is known later counts from then on.
+async fn knowing(settings: &Serve, mut all_listed: watch::Receiver<bool>, launcher: Arc<OnceLock<String>>) {
+    let wants_image = settings.has(Capability::Admission) && settings.in_cluster.mutation.needs_launcher_image();
+    let context = settings.in_cluster.context.clone();
+    let image = tokio::spawn(async move {
+        if let Some(image) = if wants_image { own_image(context).await } else { None } {
+            let _ = launcher.set(image);
+        }
+    });
+    let all = async { tokio::join!(all_listed.wait_for(|listed| *listed), image) };
+    if tokio::time::timeout(PATIENCE, all).await.is_err() {
         warn!("the cluster has not been listed yet: reviews are answered as if namespaces said nothing");
     }
+}
+
+/// What TLS serves with, and the work of keeping that up to date until `stop`.
+async fn certificates(
+    settings: &Serve,
+    registry: &mut Registry,
+    readiness: Readiness,
+    stop: impl Future<Output = ()> + 'static,
+) -> anyhow::Result<(TlsAcceptor, BoxedWork)> {
+    let resolver = certs::Resolver::default();
+    let tls = TlsAcceptor::from(certs::server_config(resolver.clone())?);
+    let metrics = certs::Metrics::register(registry);
+    let readiness = move |why_not| readiness.report(CERTIFICATE, why_not);
+    let kept: BoxedWork = match (settings.tls_cert.clone(), settings.tls_key.clone()) {
+        (Some(certificate), Some(key)) => {
+            let files = certs::Files { certificate, key };
+            let pair = files.load()?;
+            Box::pin(certs::follow(files, pair, resolver, metrics, readiness, stop))
+        }
+        (None, None) => {
+            let certificates = settings.in_cluster.certificates.clone();
+            let policy = certificates.policy()?;
+            let client = client(settings.in_cluster.context.clone())
+                .await
+                .context("certificates of our own need a cluster; --tls-cert and --tls-key do without")?;
+            let readiness = Box::new(readiness);
+            let instance = instance();
+            let context =
+                certs::Context { client, settings: certificates, policy, resolver, metrics, instance, readiness };
+            Box::pin(certs::keep(context, stop))
+        }
+        (Some(_), None) => bail!("--tls-cert: --tls-key is missing; both or neither"),
+        (None, Some(_)) => bail!("--tls-key: --tls-cert is missing; both or neither"),
+    };
+    Ok((tls, kept))
 }
 
 async fn tenancy_context(
@@ -159,13 +210,13 @@ async fn tenancy_context(
 }
 
 /// The image that brings the launcher into tenants' pods, where the settings do not name it: ours.
-async fn own_image(settings: &Serve) -> Option<String> {
+async fn own_image(context: Option<String>) -> Option<String> {
     let mend = "jobs beside a classic sidecar are left as they are; set --launcher-image, or --sidecar-lifecycle shell";
     let Some(pod) = OwnPod::find(|name| std::env::var(name).ok()) else {
         warn!(mend, "the launcher's image is not known");
         return None;
     };
-    let image = async { pod.image(&client(settings.in_cluster.context.clone()).await?).await };
+    let image = async { pod.image(&client(context).await?).await };
     match image.await {
         Ok(image) => {
             info!(image, "tenants' pods get the launcher from our own image");
@@ -236,6 +287,8 @@ fn until(stop: &watch::Receiver<bool>) -> impl Future<Output = ()> + 'static {
     }
 }
 
+type BoxedWork = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
 type BoxedAnswer = std::pin::Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 
 async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
@@ -260,14 +313,18 @@ fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
 
 fn check(settings: &Check) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let survey = runtime.block_on(async {
+    let (certificates, tenancy) = runtime.block_on(async {
         let client = client(settings.in_cluster.context.clone()).await.context("finding the cluster")?;
-        tenancy::survey(&client, &settings.in_cluster.tenancy, defaults(&settings.in_cluster.mutation))
+        let certificates = certs::survey(&client, &settings.in_cluster.certificates)
             .await
-            .context("looking at the cluster")
+            .context("looking at the webhook configurations")?;
+        let tenancy = tenancy::survey(&client, &settings.in_cluster.tenancy, defaults(&settings.in_cluster.mutation))
+            .await
+            .context("looking at the cluster")?;
+        anyhow::Ok((certificates, tenancy))
     })?;
-    print(&survey.to_string())?;
-    ensure!(survey.is_sound(), "something needs attention; see above");
+    print(&format!("{certificates}{tenancy}"))?;
+    ensure!(certificates.is_sound() && tenancy.is_sound(), "something needs attention; see above");
     Ok(())
 }
 

@@ -13,7 +13,7 @@
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
-//! | [`certs`] | the serving certificate |
+//! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |

@@ -1,6 +1,6 @@
 //! What decides on reviews while we serve: the pure decision, and what it may want to know of namespaces and images.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use futures::future::join_all;
@@ -18,6 +18,8 @@ pub struct Reviewer {
     pub settings: mutate::Settings,
     /// What namespaces say of themselves.
     pub namespaces: Arc<tenancy::State>,
+    /// The image that brings the launcher, where the settings do not name it and it is known by now.
+    pub launcher: Arc<OnceLock<String>>,
     /// Whom to ask what an image runs; `None` for nobody.
     pub images: Option<Images>,
     /// Whom to ask for pull secrets; `None` for nobody.
@@ -34,6 +36,7 @@ impl Decider for Reviewer {
             owner_only: known.owner_only,
             owner: known.owner.as_deref(),
             creator_of: &|notebook| self.namespaces.creator(request.namespace, notebook),
+            launcher_image: self.launcher.get().map(String::as_str),
             images,
         };
         mutate::decide(endpoint, request, &surroundings, &self.settings)

@@ -9,6 +9,8 @@
 
 #[path = "suite/arrows.rs"]
 mod arrows;
+#[path = "suite/certificates.rs"]
+mod certificates;
 #[path = "suite/cluster.rs"]
 mod cluster;
 #[path = "suite/create_cert.rs"]

@@ -4,8 +4,16 @@
 pub const PROJECT: &str = "tenancy-fixer";
 /// The namespace that we run in.
 pub const NAMESPACE: &str = "kubeflow-extension";
-/// Secret with `tls.crt`, `tls.key` and `ca.crt`.
+/// Secret with `tls.crt`, `tls.key` and `ca.crt` of a serving certificate that somebody else makes.
 pub const TLS_SECRET: &str = "tenancy-fixer-tls";
+/// Secret with the same keys of the certificate authority that we make.
+pub const CA_SECRET: &str = "tenancy-fixer-ca";
+/// Annotation of that Secret: since when every webhook of ours has had the authority in its `caBundle` (RFC 3339).
+pub const CA_PUBLISHED_ANNOTATION: &str = "kubeflow-extension/ca-published";
+/// Label that says what an object belongs to (Kubernetes' recommended labels).
+pub const NAME_LABEL: &str = "app.kubernetes.io/name";
+/// Label of what our controllers write, with its value.
+pub const MANAGED_BY_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", PROJECT);
 
 /// Tenant label: `true` on what is ours, `false` on what we are to leave alone.
 pub const TENANT_LABEL: &str = "kubeflow-extension";

@@ -43,6 +43,8 @@ pub struct Surroundings<'s> {
     pub owner: Option<&'s str>,
     /// Who has made the Notebook of that name in it, where that is known.
     pub creator_of: &'s (dyn Fn(&str) -> Option<String> + Sync),
+    /// The image that brings the launcher, where the settings do not name it.
+    pub launcher_image: Option<&'s str>,
     /// What images run that an earlier outcome asked for ([`Outcome::wanted`]).
     pub images: &'s ImageCommands,
 }
@@ -53,7 +55,14 @@ impl Surroundings<'_> {
     /// Of an object that nothing else is known of.
     #[must_use]
     pub const fn unknown() -> Self {
-        Self { identity: None, owner_only: None, owner: None, creator_of: &|_| None, images: &NO_IMAGES }
+        Self {
+            identity: None,
+            owner_only: None,
+            owner: None,
+            creator_of: &|_| None,
+            launcher_image: None,
+            images: &NO_IMAGES,
+        }
     }
 
     fn is_owner_only(&self, settings: &Settings) -> bool {

@@ -1,10 +1,9 @@
 //! Pods: a notebook's gets the tenant label and its identity; a Katib trial's ends although it has a sidecar. Others are
 //! not ours.
 
-use super::lifecycle::{self, ImageCommands};
 use super::right::{Right, is_granted};
 use super::view::{Metadata, PodSpec, Proxy};
-use super::{Settings, Surroundings, Wish, identity, kale, katib, warn_of_odd_wish};
+use super::{Settings, Surroundings, Wish, identity, kale, katib, lifecycle, warn_of_odd_wish};
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::{Outcome, Request};
 use crate::cluster::names;
@@ -35,7 +34,7 @@ pub(super) fn decide(
         Some(reason) => outcome.reason = reason.into(),
         None if is_notebook => notebook(&metadata, &spec, surroundings, settings, &mut outcome),
         None if Wish::of(&metadata) == Wish::In => {
-            workload(&metadata, &spec, settings, surroundings.images, &mut outcome);
+            workload(&metadata, &spec, surroundings, settings, &mut outcome);
         }
         None => return Ok(stranger(&metadata)),
     }
@@ -79,8 +78,8 @@ fn notebook(
 fn workload(
     metadata: &Metadata<'_>,
     spec: &PodSpec<'_>,
+    surroundings: &Surroundings<'_>,
     settings: &Settings,
-    images: &ImageCommands,
     outcome: &mut Outcome,
 ) {
     if settings.kale_retries {
@@ -93,5 +92,5 @@ fn workload(
     if spec.proxy != Proxy::None {
         katib::wait_for_the_training_alone(spec, &mut outcome.patch);
     }
-    lifecycle::arrange(spec, settings, images, outcome);
+    lifecycle::arrange(spec, surroundings, settings, outcome);
 }

@@ -11,7 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The ground: no capability, and of each other only what is named.
     ("admission", &["cluster"]),
     ("server", &[]),
-    ("certs", &[]),
+    ("certs", &["cluster"]),
     ("cluster", &[]),
     ("images", &[]),
     ("launch", &[]),
@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
     ("reviewer", &["admission", "images", "mutate", "tenancy"]),
-    ("cli", &["cluster", "images", "mutate", "offline", "settings", "telemetry", "tenancy"]),
+    ("cli", &["certs", "cluster", "images", "mutate", "offline", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

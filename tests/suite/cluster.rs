@@ -476,36 +476,49 @@ pub fn base64(bytes: &[u8]) -> String {
 }
 
 /// One address for several replicas: each connection goes to the next one, bytes as they are.
-struct Balancer {
-    address: SocketAddr,
+pub struct Balancer {
+    pub address: SocketAddr,
     replicas: Arc<Mutex<Vec<SocketAddr>>>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Balancer {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let replicas = Arc::new(Mutex::new(Vec::<SocketAddr>::new()));
-        let shared = Arc::clone(&replicas);
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let (shared, opened) = (Arc::clone(&replicas), Arc::clone(&open));
         thread::spawn(move || {
             let next = AtomicUsize::new(0);
             for client in listener.incoming() {
                 let target = {
                     let replicas = shared.lock().unwrap();
-                    replicas[next.fetch_add(1, Ordering::Relaxed) % replicas.len()]
+                    replicas.get(next.fetch_add(1, Ordering::Relaxed) % replicas.len().max(1)).copied()
                 };
+                let Some(target) = target else { continue };
                 // A replica that is gone is the API server's to notice.
                 if let (Ok(client), Ok(server)) = (client, TcpStream::connect(target)) {
                     pipe(&client, &server);
                     pipe(&server, &client);
+                    opened.lock().unwrap().push(client);
                 }
             }
         });
-        Self { address, replicas }
+        Self { address, replicas, open }
     }
 
-    fn send_to(&self, replicas: Vec<SocketAddr>) {
+    pub fn send_to(&self, replicas: Vec<SocketAddr>) {
         *self.replicas.lock().unwrap() = replicas;
+    }
+
+    /// Ends every connection, and every new one, until there are replicas again.
+    pub fn cut(&self) {
+        self.send_to(Vec::new());
+        for client in self.open.lock().unwrap().drain(..) {
+            // It may have ended by itself.
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        }
     }
 }
 

@@ -10,15 +10,17 @@ use tenancy_fixer::yaml;
 use crate::server::{Certificate, Server};
 use crate::support::{self, Cluster, kubectl};
 
-/// Every object of the base.
-fn base() -> Vec<Value> {
-    built("k8s-resources/base")
+/// Base and overlays.
+const INSTALLATIONS: [&str; 3] = ["base", "overlays/own-certificate", "overlays/cert-manager"];
+
+/// Every object of one of them.
+fn installation(folder: &str) -> Vec<Value> {
+    let rendered = kubectl(&["kustomize", &format!("k8s-resources/{folder}")]);
+    yaml::documents(folder, &rendered).unwrap().into_iter().map(|document| document.content).collect()
 }
 
-/// Every object of a base or an overlay.
-fn built(folder: &str) -> Vec<Value> {
-    let rendered = kubectl(&["kustomize", folder]);
-    yaml::documents(folder, &rendered).unwrap().into_iter().map(|document| document.content).collect()
+fn base() -> Vec<Value> {
+    installation("base")
 }
 
 fn of_kind<'o>(objects: &'o [Value], kind: &str) -> &'o Value {
@@ -32,13 +34,13 @@ fn the_api_server_accepts_every_object() {
         cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
     }
     let overlays = fs::read_dir(support::root().join("k8s-resources/overlays")).unwrap();
-    let overlays = overlays.map(|entry| entry.unwrap().path().display().to_string());
+    let overlays = overlays.map(|entry| format!("overlays/{}", entry.unwrap().file_name().display()));
     // Whatever overlays there are; the one of another namespace is applied for real by its own test.
-    let overlays = overlays.filter(|folder| !folder.ends_with("/other-namespace"));
-    let folders: Vec<String> = std::iter::once("k8s-resources/base".to_owned()).chain(overlays).collect();
-    assert!(folders.len() >= 3, "{folders:?}");
+    let overlays = overlays.filter(|folder| folder != "overlays/other-namespace");
+    let folders: Vec<String> = std::iter::once("base".to_owned()).chain(overlays).collect();
+    assert!(INSTALLATIONS.iter().all(|folder| folders.iter().any(|found| found == folder)));
     let mut seen = Vec::new();
-    for object in folders.iter().flat_map(|folder| built(folder)) {
+    for object in folders.iter().flat_map(|folder| installation(folder)) {
         if seen.contains(&object) {
             continue;
         }
@@ -57,7 +59,7 @@ fn the_api_server_accepts_every_object() {
 fn another_namespace_has_everything_but_the_rights_in_kubeflow() {
     let cluster = Cluster::shared();
     cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
-    let objects = built("k8s-resources/overlays/other-namespace");
+    let objects = installation("overlays/other-namespace");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     assert_eq!(of_kind(&objects, "Namespace")["metadata"]["name"], "platform-tenancy");
     let mut places: Vec<String> = objects.iter().map(|object| text(&object["metadata"]["namespace"])).collect();
@@ -91,7 +93,7 @@ fn another_namespace_has_everything_but_the_rights_in_kubeflow() {
 
 #[test]
 fn what_cannot_be_judged_is_not_made_where_only_the_owner_is_the_owner() {
-    let objects = built("k8s-resources/overlays/owner-only");
+    let objects = installation("overlays/owner-only");
     let webhooks = of_kind(&objects, "MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
     assert!(webhooks.iter().all(|webhook| webhook["failurePolicy"] == "Fail"));
     let container = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
@@ -101,20 +103,51 @@ fn what_cannot_be_judged_is_not_made_where_only_the_owner_is_the_owner() {
 
 #[test]
 fn the_binary_understands_the_shipped_settings() {
-    let objects = base();
-    let settings = of_kind(&objects, "ConfigMap")["data"]["settings.yaml"].as_str().unwrap();
-    let file = support::folder("deploy").join("settings.yaml");
-    // The files that they name are in the pod only; an unknown key or value would be told before these are missed.
-    fs::write(&file, settings).unwrap();
-    let deployment = of_kind(&objects, "Deployment");
-    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-    let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
-    let arguments = arguments.into_iter().map(|argument| {
-        if argument == "/etc/tenancy-fixer/settings.yaml" { file.display().to_string() } else { argument }
-    });
-    let output = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer")).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("reading the certificate /etc/tenancy-fixer/tls/tls.crt"), "{said}");
+    for folder in INSTALLATIONS {
+        let objects = installation(folder);
+        let settings = of_kind(&objects, "ConfigMap")["data"]["settings.yaml"].as_str().unwrap();
+        let file = support::folder(&format!("deploy-{}", folder.replace('/', "-"))).join("settings.yaml");
+        // What they need is in the pod only; an unknown key or value would be told before it is missed.
+        fs::write(&file, settings).unwrap();
+        let deployment = of_kind(&objects, "Deployment");
+        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+        let arguments = arguments.into_iter().map(|argument| {
+            if argument == "/etc/tenancy-fixer/settings.yaml" { file.display().to_string() } else { argument }
+        });
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+        command.args(arguments).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
+        for variable in container["env"].as_array().into_iter().flatten() {
+            command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
+        }
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let missed = if folder == "base" {
+            "certificates of our own need a cluster"
+        } else {
+            "reading the certificate /etc/tenancy-fixer-tls/tls.crt"
+        };
+        assert!(said.contains(missed), "{folder}: {said}");
+    }
+}
+
+/// The Secret that the pods mount is the one that cert-manager writes, or create-cert.sh, in either case for the Service's name.
+#[test]
+fn a_certificate_of_somebody_else_is_where_the_pods_look_for_it() {
+    let objects = installation("overlays/cert-manager");
+    let pod = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"];
+    let volume = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "tls").unwrap();
+    let certificate = objects
+        .iter()
+        .find(|object| object["kind"] == "Certificate" && object["metadata"]["name"] == "tenancy-fixer")
+        .unwrap();
+    assert_eq!(volume["secret"]["secretName"], certificate["spec"]["secretName"]);
+    assert_eq!(certificate["spec"]["dnsNames"][0], "tenancy-fixer.kubeflow-extension.svc");
+    let configuration = of_kind(&objects, "MutatingWebhookConfiguration");
+    let injected = &configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"];
+    assert_eq!(injected, "kubeflow-extension/tenancy-fixer");
+    let script = fs::read_to_string(support::root().join("create-cert.sh")).unwrap();
+    assert!(script.contains(&format!("secret={}\n", volume["secret"]["secretName"].as_str().unwrap())));
 }
 
 #[test]
@@ -150,43 +183,56 @@ fn the_pods_may_do_no_more_than_they_need() {
 /// Not the Deployment, which the API server takes in any case: its pods, under the rules of their namespace.
 #[test]
 fn the_namespace_lets_the_pods_in_and_nothing_worse() {
-    let objects = base();
     let cluster = Cluster::shared();
-    let name = format!("deploy-pods-{}", std::process::id());
-    let template = &of_kind(&objects, "Deployment")["spec"]["template"];
-    let mut pod =
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
-    pod["metadata"]["name"] = json!("pod");
-    let mut namespace = of_kind(&objects, "Namespace").clone();
-    namespace["metadata"]["name"] = json!(name);
-    cluster.apply(&namespace);
-    let mut account = of_kind(&objects, "ServiceAccount").clone();
-    account["metadata"]["namespace"] = json!(name);
-    cluster.apply(&account);
+    for folder in INSTALLATIONS {
+        let objects = installation(folder);
+        let name = format!("deploy-pods-{}-{}", folder.replace('/', "-"), std::process::id());
+        let template = &of_kind(&objects, "Deployment")["spec"]["template"];
+        let mut pod =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
+        pod["metadata"]["name"] = json!("pod");
+        let mut namespace = of_kind(&objects, "Namespace").clone();
+        namespace["metadata"]["name"] = json!(name);
+        cluster.apply(&namespace);
+        let mut account = of_kind(&objects, "ServiceAccount").clone();
+        account["metadata"]["namespace"] = json!(name);
+        cluster.apply(&account);
 
-    let create = ["create", "--namespace", &name, "--dry-run=server", "-f", "-"];
-    let (_, said) = cluster.kubectl_with(&create, &pod.to_string());
-    assert!(!said.contains("Warning"), "{said}");
-    pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
-    let refused = support::try_kubectl_with(&create, &pod.to_string());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{refused:?}");
-    cluster.kubectl(&["delete", "namespace", &name, "--wait=false"]);
+        let create = ["create", "--namespace", &name, "--dry-run=server", "-f", "-"];
+        let (_, said) = cluster.kubectl_with(&create, &pod.to_string());
+        assert!(!said.contains("Warning"), "{folder}: {said}");
+        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+        let refused = support::try_kubectl_with(&create, &pod.to_string());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{folder}: {refused:?}");
+        cluster.kubectl(&["delete", "namespace", &name, "--wait=false"]);
+    }
 }
 
 #[test]
 fn the_roles_have_no_wildcards_and_nothing_that_grants_more() {
-    for object in base().iter().filter(|object| ["ClusterRole", "Role"].contains(&object["kind"].as_str().unwrap())) {
-        for rule in object["rules"].as_array().unwrap() {
-            if rule["resources"].to_string().contains("pods") {
+    for folder in INSTALLATIONS {
+        let objects = installation(folder);
+        let roles = objects.iter().filter(|object| ["ClusterRole", "Role"].contains(&object["kind"].as_str().unwrap()));
+        for (role, rule) in
+            roles.flat_map(|role| role["rules"].as_array().unwrap().iter().map(move |rule| (role, rule)))
+        {
+            let text = rule.to_string();
+            if text.contains("pods") {
                 // Our own, by name, and those of a tenant that changes its mode of identity.
-                let verb = if object["kind"] == "Role" { "get" } else { "list" };
+                let verb = if role["kind"] == "Role" { "get" } else { "list" };
                 assert_eq!((&rule["resources"], &rule["verbs"]), (&json!(["pods"]), &json!([verb])));
             }
-            let rule = rule.to_string();
-            for word in
-                ["*", "secrets", "escalate", "impersonate", "\"bind\"", "\"rolebindings", "webhookconfigurations"]
-            {
-                assert!(!rule.contains(word), "{word} in {rule}");
+            for word in ["*", "escalate", "impersonate", "\"bind\"", "\"rolebindings"] {
+                assert!(!text.contains(word), "{folder}: {word} in {rule}");
+            }
+            // Secrets and webhooks by name, for certificates of our own alone; a Secret that is to be created has no name yet.
+            let (secrets, webhooks) = (text.contains("secrets"), text.contains("webhookconfigurations"));
+            if secrets || webhooks {
+                assert_eq!(folder, "base", "{rule}");
+                let creates = secrets && rule["verbs"] == json!(["create"]);
+                assert!(creates || rule["resourceNames"].as_array().is_some_and(|names| names.len() == 1), "{rule}");
+                assert!(!secrets || role["kind"] == "Role", "Secrets of every namespace: {rule}");
+                assert!(!text.contains("delete"), "{rule}");
             }
         }
     }

@@ -77,18 +77,28 @@ impl Server {
         environment: &[(&str, &Path)],
     ) -> Self {
         let mut command = bare_command(certificate);
-        command.args(capabilities).args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]).args(flags);
-        command.envs(environment.iter().copied());
+        command.args(capabilities).args(flags).envs(environment.iter().copied());
+        Self::run(command, certificate.ca.clone())
+    }
+
+    /// Starts a command that serves, on free ports; `ca` is whom those who call it trust.
+    pub fn run(mut command: Command, ca: PathBuf) -> Self {
+        command.args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::of(process.stdout.take().unwrap());
-        let ready = log.wait("ready", |line| line["message"] == "ready");
+        let ready = log.wait("listening", PATIENCE, |line| line["message"] == "listening");
         let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
-        Self { address: address("listen"), operations: address("ops_listen"), process, ca: certificate.ca.clone(), log }
+        Self { address: address("listen"), operations: address("ops_listen"), process, ca, log }
     }
 
     /// Waits for a log line, and gives it back.
     pub fn wait_for_line(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        self.log.wait(what, is_it)
+        self.log.wait(what, PATIENCE, is_it)
+    }
+
+    /// The same for what takes its time.
+    pub fn wait_long_for_line(&self, what: &str, patience: Duration, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.log.wait(what, patience, is_it)
     }
 
     /// Every log line so far.
@@ -168,13 +178,24 @@ pub fn exit_code(process: &mut Child) -> i32 {
 }
 
 pub async fn connect(address: SocketAddr, ca: &Path) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_as(address, ServerName::from(address.ip()), &std::fs::read(ca).unwrap()).await
+}
+
+/// Opens a TLS connection to a server of that name, trusting that bundle.
+pub async fn connect_as(
+    address: SocketAddr,
+    name: ServerName<'static>,
+    bundle: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    for certificate in CertificateDer::pem_slice_iter(bundle) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let config = config.with_root_certificates(roots).with_no_client_auth();
     let stream = TcpStream::connect(address).await?;
-    TlsConnector::from(Arc::new(config)).connect(ServerName::from(address.ip()), stream).await
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 /// One request on a connection of its own.
@@ -255,10 +276,10 @@ impl Log {
         self.0.0.lock().unwrap().lines.clone()
     }
 
-    fn wait(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+    fn wait(&self, what: &str, patience: Duration, is_it: impl Fn(&Value) -> bool) -> Value {
         let found = |lines: &Lines| lines.lines.iter().find(|line| is_it(line)).cloned();
         let go_on = |lines: &mut Lines| found(lines).is_none() && !lines.ended;
-        let (lines, _) = self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), PATIENCE, go_on).unwrap();
-        found(&lines).unwrap_or_else(|| panic!("no log line {what:?} within {PATIENCE:?} among {:#?}", lines.lines))
+        let (lines, _) = self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), patience, go_on).unwrap();
+        found(&lines).unwrap_or_else(|| panic!("no log line {what:?} within {patience:?} among {:#?}", lines.lines))
     }
 }

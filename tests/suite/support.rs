@@ -109,8 +109,13 @@ pub fn folder(name: &str) -> PathBuf {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks until it is so.
-pub fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for(what: &str, is_there: impl FnMut() -> bool) {
+    wait_long_for(what, PATIENCE, is_there);
+}
+
+/// The same for what takes its time.
+pub fn wait_long_for(what: &str, patience: Duration, mut is_there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !is_there() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(20));
@@ -176,6 +181,21 @@ impl Cluster {
         &self.kubeconfig
     }
 
+    /// A kubeconfig of a ServiceAccount, in that folder.
+    pub fn kubeconfig_of(&self, account: &str, namespace: &str, folder: &Path) -> PathBuf {
+        let admin = yaml::value(&std::fs::read_to_string(&self.kubeconfig).unwrap()).unwrap();
+        let token = self.kubectl(&["create", "token", account, "-n", namespace, "--duration", "1h"]);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
+            "users": [{"name": "test", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        let file = folder.join("kubeconfig");
+        std::fs::write(&file, config.to_string()).unwrap();
+        file
+    }
+
     pub fn audit_log(&self) -> PathBuf {
         self.kubeconfig.with_file_name("audit.log")
     }
@@ -213,18 +233,7 @@ impl Cluster {
 
     /// A kubeconfig that acts as that account.
     pub fn kubeconfig_of_shipped_account(&self, folder: &Path) -> PathBuf {
-        let admin = std::fs::read_to_string(self.kubeconfig()).expect("the kubeconfig can be read");
-        let admin: Value = yaml::value(&admin).expect("the kubeconfig is YAML");
-        let token = self.kubectl(&["create", "token", "tenancy-fixer", "-n", "kubeflow-extension", "--duration", "1h"]);
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
-            "users": [{"name": "test", "user": {"token": token.trim()}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        let file = folder.join("kubeconfig");
-        std::fs::write(&file, config.to_string()).expect("target can be written to");
-        file
+        self.kubeconfig_of("tenancy-fixer", "kubeflow-extension", folder)
     }
 
     /// One object, if it is there.

@@ -23,8 +23,8 @@ pub use entrypoint::{ImageCommand, ImageCommands};
 use self::entrypoint::Own;
 use self::prefix::Prefix;
 use self::schedule::Turn;
-use super::Settings;
 use super::view::{Container, PodSpec, Proxy, items, text};
+use super::{Settings, Surroundings};
 use crate::admission::Outcome;
 use crate::launch;
 
@@ -67,7 +67,7 @@ impl FromStr for Lifecycle {
 }
 
 /// Puts the pod's containers into their order, and says in the outcome's reason what was done.
-pub(super) fn arrange(spec: &PodSpec<'_>, settings: &Settings, images: &ImageCommands, outcome: &mut Outcome) {
+pub(super) fn arrange(spec: &PodSpec<'_>, surroundings: &Surroundings<'_>, settings: &Settings, outcome: &mut Outcome) {
     outcome.reason = match settings.sidecar_lifecycle {
         _ if spec.proxy == Proxy::None => "no sidecar (yet)",
         Lifecycle::Off => "sidecars are not looked after (--sidecar-lifecycle off)",
@@ -78,7 +78,7 @@ pub(super) fn arrange(spec: &PodSpec<'_>, settings: &Settings, images: &ImageCom
             if turns.is_empty() {
                 "a native sidecar: the kubelet starts and ends it"
             } else {
-                outcome.reason = wrap(spec, &turns, lifecycle, settings, images, outcome).into();
+                outcome.reason = wrap(spec, &turns, lifecycle, surroundings, settings, outcome).into();
                 return;
             }
         }
@@ -91,11 +91,12 @@ fn wrap(
     spec: &PodSpec<'_>,
     turns: &[Turn<'_, '_>],
     lifecycle: Lifecycle,
+    surroundings: &Surroundings<'_>,
     settings: &Settings,
-    images: &ImageCommands,
     outcome: &mut Outcome,
 ) -> &'static str {
-    let image = settings.launcher_image.as_deref().filter(|image| !image.is_empty());
+    let image = settings.launcher_image.as_deref().or(surroundings.launcher_image).filter(|image| !image.is_empty());
+    let images = surroundings.images;
     if lifecycle == Lifecycle::Launcher && image.is_none() {
         outcome.warnings.push(
             "tenancy-fixer: this pod may start before its sidecar and not end with it: the installation names no --launcher-image"
