@@ -7,9 +7,10 @@ use std::{fs, io};
 
 use anyhow::{Context, ensure};
 use clap::ValueEnum as _;
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::{Request, Response, StatusCode, Uri};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,10 +18,12 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::info;
 
-use crate::admission::{self, manifests, service};
+use crate::admission::service::{Refusal, refused};
+use crate::admission::{self, Reviews, manifests};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::server::probes::{self, Readiness};
+use crate::server::{Body, Limits, Port, Stage};
 use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
@@ -33,6 +36,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             telemetry::start(&settings.logs);
             let termination_log = settings.logs.termination_log.clone();
             let served = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(settings.connections.threads())
                 .enable_all()
                 .build()
                 .context("starting the runtime")?
@@ -52,46 +56,78 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     ensure!(!capabilities.is_empty(), "every capability is switched off; see --only and --without");
     info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
-    let tls = TlsAcceptor::from(certs::server_config(&settings.tls_cert, &settings.tls_key)?);
+    let clients = settings.connections.client_ca.as_deref();
+    let clients = clients.map(|ca| server::clients(ca, &settings.connections.client_names)).transpose()?;
+    let tls = TlsAcceptor::from(certs::server_config(&settings.tls_cert, &settings.tls_key, clients)?);
     let listener = listen("--listen", settings.listen).await?;
     let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
     let mut registry = Registry::with_prefix("tenancy_fixer");
+    registry.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+    let metrics = server::Metrics::register(&mut registry);
+    let reviews = Reviews::new(&mut registry);
+    let readiness = Readiness::of(if settings.has(Capability::Tenancy) { &[SERVER, TENANTS] } else { &[SERVER] });
     let namespaces = Arc::new(tenancy::State::default());
     let tenancy = if settings.has(Capability::Tenancy) {
-        Some(tenancy_context(&settings, &namespaces, &mut registry).await?)
+        Some(tenancy_context(&settings, &namespaces, &mut registry, readiness.clone()).await?)
     } else {
         None
     };
-    info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
+    readiness.report(SERVER, None);
+    info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "listening");
 
-    let readiness = Readiness::default();
-    readiness.set(true);
-    let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
+    // Operations and watches go on until the last review is answered.
+    let (ended, end) = watch::channel(Stage::Serving);
+    let operations = Port {
+        listener: ops_listener,
+        tls: None,
+        handler: operations_handler(readiness.clone(), registry),
+        refuse: refused_operation,
+        limits: Limits::of_operations(&settings.connections),
+        metrics: server::Metrics::default(),
+        stage: end.clone(),
+    };
     let admission = async {
         if settings.has(Capability::Admission) {
-            let handler = admission_handler(settings.in_cluster.mutation, namespaces);
-            server::serve(listener, Some(tls), handler, until(&stop)).await;
+            let port = Port {
+                listener,
+                tls: Some(tls),
+                handler: admission_handler(settings.in_cluster.mutation, namespaces, reviews),
+                refuse: refused,
+                limits: Limits::of(&settings.connections),
+                metrics,
+                stage: stop.clone(),
+            };
+            port.serve().await;
+        } else {
+            until(&stop).await;
         }
+        // The receivers are here.
+        let _ = ended.send(Stage::Ending);
     };
     let controller = async {
         if let Some(context) = tenancy {
-            tenancy::run(context, until(&stop)).await;
+            tenancy::run(context, until(&stop), until(&end)).await;
         }
     };
     let announce = async {
         until(&stop).await;
-        readiness.set(false);
+        readiness.report(SERVER, Some("stopping".to_owned()));
         info!("stopping");
     };
-    tokio::join!(operations, admission, controller, announce);
+    tokio::join!(operations.serve(), admission, controller, announce);
     info!("stopped");
     Ok(())
 }
+
+/// Parts of [`Readiness`].
+const SERVER: &str = "server";
+const TENANTS: &str = "tenants";
 
 async fn tenancy_context(
     settings: &Serve,
     state: &Arc<tenancy::State>,
     registry: &mut Registry,
+    readiness: Readiness,
 ) -> anyhow::Result<tenancy::Context> {
     let client = client(settings.in_cluster.context.clone())
         .await
@@ -103,6 +139,7 @@ async fn tenancy_context(
         state: Arc::clone(state),
         metrics: tenancy::Metrics::register(registry),
         instance: instance(),
+        listed: Box::new(move || readiness.report(TENANTS, None)),
     })
 }
 
@@ -127,16 +164,18 @@ fn instance() -> String {
 fn admission_handler(
     settings: mutate::Settings,
     namespaces: Arc<tenancy::State>,
-) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
-    let shared = Arc::new((settings, namespaces));
+    reviews: Reviews,
+) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
+    let shared = Arc::new((settings, namespaces, reviews));
     move |request| {
         let shared = Arc::clone(&shared);
         Box::pin(async move {
-            let (settings, namespaces) = &*shared;
+            let (settings, namespaces, reviews) = &*shared;
             let decide = |endpoint, request: &admission::Request<'_>| {
                 mutate::decide(endpoint, request, namespaces.identity(request.namespace), settings)
             };
-            service::answer(request, decide).await
+            let request = request.map(|body| body.map_err(|error| Refusal::new(error.status(), error.to_string())));
+            reviews.answer(request, decide).await
         })
     }
 }
@@ -144,7 +183,7 @@ fn admission_handler(
 fn operations_handler(
     readiness: Readiness,
     registry: Registry,
-) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
+) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
     let registry = Arc::new(registry);
     move |request| {
         let (readiness, registry) = (readiness.clone(), Arc::clone(&registry));
@@ -160,12 +199,18 @@ fn operations_handler(
     }
 }
 
-/// Ends when the process is told to.
-fn until(stop: &watch::Receiver<bool>) -> impl Future<Output = ()> + 'static {
+fn refused_operation(_: &Uri, status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{message}\n")));
+    *response.status_mut() = status;
+    response
+}
+
+/// Ends when the end begins.
+fn until(stop: &watch::Receiver<Stage>) -> impl Future<Output = ()> + 'static {
     let mut stop = stop.clone();
     async move {
         // An error is the end of the sender, and so of the process.
-        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = stop.wait_for(|stage| *stage >= Stage::Draining).await;
     }
 }
 
@@ -175,18 +220,20 @@ async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<Tcp
     TcpListener::bind(address).await.with_context(|| format!("listening on {address} ({flag})"))
 }
 
-/// Becomes `true` once, at SIGTERM or SIGINT.
-fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
+/// One stage further with each SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<watch::Receiver<Stage>> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-    let (sender, receiver) = watch::channel(false);
+    let (sender, receiver) = watch::channel(Stage::Serving);
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for stage in [Stage::Draining, Stage::Ending] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            // Nobody listens once everything has ended.
+            let _ = sender.send(stage);
         }
-        // Nobody listens once everything has ended.
-        let _ = sender.send(true);
     });
     Ok(receiver)
 }

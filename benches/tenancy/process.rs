@@ -149,7 +149,7 @@ async fn address(process: &mut Child, log: &Path) -> anyhow::Result<SocketAddr> 
         let text = fs::read_to_string(log)?;
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         if let Some(ready) =
-            lines.into_iter().find(|line| line.get("message").is_some_and(|message| message == "ready"))
+            lines.into_iter().find(|line| line.get("message").is_some_and(|message| message == "listening"))
         {
             let address = ready.get("ops_listen").and_then(Value::as_str).context("no ops_listen")?;
             return Ok(address.parse()?);

@@ -9,6 +9,10 @@ use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+/// Tokens that a document may have: keys and values. A token takes 32 bytes, and half a million of them 16 MiB; `[1,1,...]`
+/// would have one for every two bytes of a body. What etcd stores (1.5 MiB) may have a token for every three.
+pub const MOST_TOKENS: usize = 512 * 1024;
+
 /// A document: its tokens in reading order, the root first.
 pub struct Document<'a> {
     tokens: Vec<Token<'a>>,
@@ -251,6 +255,14 @@ struct Builder<'b, 'a> {
 }
 
 impl<'a> Builder<'_, 'a> {
+    fn push<E: Error>(&mut self, token: Token<'a>) -> Result<(), E> {
+        if self.tokens.len() >= MOST_TOKENS {
+            return Err(E::custom(format_args!("more than {MOST_TOKENS} keys and values")));
+        }
+        self.tokens.push(token);
+        Ok(())
+    }
+
     fn close(&mut self, opened: usize, token: impl FnOnce(usize) -> Token<'a>) {
         let end = self.tokens.len();
         if let Some(place) = self.tokens.get_mut(opened) {
@@ -274,44 +286,37 @@ impl<'de> Visitor<'de> for Builder<'_, 'de> {
         out.write_str("any JSON value")
     }
 
-    fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.tokens.push(Token::Null);
-        Ok(())
+    fn visit_unit<E: Error>(mut self) -> Result<(), E> {
+        self.push(Token::Null)
     }
 
-    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.tokens.push(Token::Bool(value));
-        Ok(())
+    fn visit_bool<E: Error>(mut self, value: bool) -> Result<(), E> {
+        self.push(Token::Bool(value))
     }
 
-    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
-        self.tokens.push(Token::Number);
-        Ok(())
+    fn visit_i64<E: Error>(mut self, _: i64) -> Result<(), E> {
+        self.push(Token::Number)
     }
 
-    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
-        self.tokens.push(Token::Number);
-        Ok(())
+    fn visit_u64<E: Error>(mut self, _: u64) -> Result<(), E> {
+        self.push(Token::Number)
     }
 
-    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
-        self.tokens.push(Token::Number);
-        Ok(())
+    fn visit_f64<E: Error>(mut self, _: f64) -> Result<(), E> {
+        self.push(Token::Number)
     }
 
-    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<(), E> {
-        self.tokens.push(Token::Text(Cow::Borrowed(text)));
-        Ok(())
+    fn visit_borrowed_str<E: Error>(mut self, text: &'de str) -> Result<(), E> {
+        self.push(Token::Text(Cow::Borrowed(text)))
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.tokens.push(Token::Text(Cow::Owned(text.to_owned())));
-        Ok(())
+    fn visit_str<E: Error>(mut self, text: &str) -> Result<(), E> {
+        self.push(Token::Text(Cow::Owned(text.to_owned())))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
         let opened = self.tokens.len();
-        self.tokens.push(Token::List { end: 0 });
+        self.push(Token::List { end: 0 })?;
         while items.next_element_seed(Builder { tokens: self.tokens })?.is_some() {}
         self.close(opened, |end| Token::List { end });
         Ok(())
@@ -319,9 +324,9 @@ impl<'de> Visitor<'de> for Builder<'_, 'de> {
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
         let opened = self.tokens.len();
-        self.tokens.push(Token::Object { end: 0 });
+        self.push(Token::Object { end: 0 })?;
         while let Some(Text(key)) = members.next_key()? {
-            self.tokens.push(Token::Key(key));
+            self.push(Token::Key(key))?;
             members.next_value_seed(Builder { tokens: self.tokens })?;
         }
         self.close(opened, |end| Token::Object { end });

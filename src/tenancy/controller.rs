@@ -36,10 +36,12 @@ pub struct Context {
     pub metrics: Metrics,
     /// This replica, in Events and in the Lease.
     pub instance: String,
+    /// Called when everything has been listed, so that `state` can be relied on; maybe more than once.
+    pub listed: Box<dyn Fn() + Send + Sync>,
 }
 
-/// Runs until `stop`. Every replica watches; the one that holds the Lease writes.
-pub async fn run(context: Context, stop: impl Future<Output = ()>) {
+/// Every replica watches, until `end`; the one that holds the Lease writes, until `stop`.
+pub async fn run(context: Context, stop: impl Future<Output = ()>, end: impl Future<Output = ()>) {
     let lease = Lease::new(context.client.clone(), &context.settings.lease_namespace, context.instance.clone());
     let reporter = Reporter { controller: names::PROJECT.to_owned(), instance: Some(context.instance.clone()) };
     let worker = Arc::new(Worker {
@@ -68,7 +70,8 @@ pub async fn run(context: Context, stop: impl Future<Output = ()>) {
     );
     tokio::select! {
         () = watching => {}
-        () = writing => {}
+        // Reviews are still answered, by what the watches know.
+        () = async { writing.await; end.await } => {}
     }
 }
 
@@ -106,6 +109,9 @@ impl Listener for Worker {
     }
 
     fn synced(&self, offered: Option<Offered>) {
+        if offered.is_some() {
+            (self.context.listed)();
+        }
         self.synced.send_replace(offered);
     }
 }

@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("cli", &["cluster", "mutate", "offline", "settings", "telemetry", "tenancy"]),
+    ("cli", &["cluster", "mutate", "offline", "server", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

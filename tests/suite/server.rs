@@ -78,10 +78,14 @@ impl Server {
     ) -> Self {
         let mut command = bare_command(certificate);
         command.args(capabilities).args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]).args(flags);
+        if !flags.contains(&"--drain-quiet") {
+            // Nobody has to hear that these go.
+            command.args(["--drain-quiet", "0s"]);
+        }
         command.envs(environment.iter().copied());
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::of(process.stdout.take().unwrap());
-        let ready = log.wait("ready", |line| line["message"] == "ready");
+        let ready = log.wait("listening", |line| line["message"] == "listening");
         let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
         Self { address: address("listen"), operations: address("ops_listen"), process, ca: certificate.ca.clone(), log }
     }

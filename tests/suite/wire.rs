@@ -4,8 +4,9 @@ use base64::Engine as _;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Bytes, Frame};
 use hyper::{Request, Response, StatusCode};
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tenancy_fixer::admission::{Endpoint, service};
+use tenancy_fixer::admission::{Endpoint, Reviews};
 use tenancy_fixer::mutate::{self, Settings};
 
 use crate::support;
@@ -81,10 +82,11 @@ fn send<B>(request: Request<B>, settings: &Settings) -> Response<Bytes>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
+        let reviews = Reviews::new(&mut Registry::default());
         let response =
-            service::answer(request, |endpoint, request| mutate::decide(endpoint, request, None, settings)).await;
+            reviews.answer(request, |endpoint, request| mutate::decide(endpoint, request, None, settings)).await;
         let (head, body) = response.into_parts();
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     })
