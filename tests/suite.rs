@@ -23,6 +23,8 @@ mod fixtures;
 mod later_webhook;
 #[path = "suite/launcher.rs"]
 mod launcher;
+#[path = "suite/load.rs"]
+mod load;
 #[path = "suite/manifests.rs"]
 mod manifests;
 #[path = "suite/offline.rs"]
@@ -33,6 +35,18 @@ mod properties;
 mod serve;
 #[path = "suite/server.rs"]
 mod server;
+#[path = "suite/server_attack.rs"]
+mod server_attack;
+#[path = "suite/server_drain.rs"]
+mod server_drain;
+#[path = "suite/server_limits.rs"]
+mod server_limits;
+#[path = "suite/server_operations.rs"]
+mod server_operations;
+#[path = "suite/server_rollout.rs"]
+mod server_rollout;
+#[path = "suite/server_tls.rs"]
+mod server_tls;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/tenancy.rs"]

@@ -208,8 +208,9 @@ where
         Err(error) => Refusal::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}")),
     };
     let mut body = std::pin::pin!(Limited::new(request.into_body(), LARGEST_BODY));
-    // Announced memory is not used memory: the pages are the system's until bytes come.
-    let mut whole = Vec::with_capacity(declared.unwrap_or_default());
+    // Not all that is announced, of which the first byte alone may cost a huge page; but so much that malloc asks the system
+    // for it, and gives it back.
+    let mut whole = Vec::with_capacity(declared.unwrap_or_default().min(LARGE));
     while let Some(frame) = body.frame().await {
         if let Ok(mut data) = frame.map_err(unreadable)?.into_data() {
             while data.has_remaining() {

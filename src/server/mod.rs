@@ -23,7 +23,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Uri};
@@ -272,13 +272,21 @@ where
     /// One request within its limits; a panic of the handler is its answer's alone.
     async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
         let _open = self.activity.begin();
-        let mut response = match self.limits.requests.one(peer.ip()) {
-            Ok(share) => self.handled(request, peer, share).await,
-            Err(_) => {
-                self.metrics.rejected(Rejection::Requests);
-                let message = "too many requests are being answered at the moment; come again";
-                (self.refuse)(request.uri(), StatusCode::SERVICE_UNAVAILABLE, message)
-            }
+        if request.headers().contains_key(TRANSFER_ENCODING) {
+            // All clients of ours know how long their bodies are. What does not is mostly somebody who wants two servers to
+            // disagree on where a request ends, and that is not decided here.
+            self.metrics.rejected(Rejection::Protocol);
+            let message = "a body needs a Content-Length; transfer codings are not taken";
+            let mut response = (self.refuse)(request.uri(), StatusCode::LENGTH_REQUIRED, message);
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
+        let mut response = if let Ok(share) = self.limits.requests.one(peer.ip()) {
+            self.handled(request, peer, share).await
+        } else {
+            self.metrics.rejected(Rejection::Requests);
+            let message = "too many requests are being answered at the moment; come again";
+            (self.refuse)(request.uri(), StatusCode::SERVICE_UNAVAILABLE, message)
         };
         if *self.stage.borrow() >= Stage::Draining {
             // So that the client's next request is to another replica; a connection without requests stays as it is, since

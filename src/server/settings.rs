@@ -29,22 +29,22 @@ pub struct Settings {
     #[arg(long, env = "TENANCY_FIXER_IDLE_TIMEOUT", value_name = "DURATION", default_value = "120s", value_parser = positive)]
     pub idle_timeout: Duration,
 
-    /// Connections in all; more are closed at once. Each costs up to 64 KiB
-    #[arg(long, env = "TENANCY_FIXER_MAX_CONNECTIONS", value_name = "NUMBER", default_value = "384", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Connections in all; more are closed at once. One costs 40 KiB when idle, and up to 64 KiB more in a handshake
+    #[arg(long, env = "TENANCY_FIXER_MAX_CONNECTIONS", value_name = "NUMBER", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
 
     // An API server has at most 200 mutating requests in flight (--max-mutating-requests-inflight), but a konnectivity server
     // or a load balancer gives all API servers one address: so one peer may have a lot.
-    /// Connections of one address; never more than are still free, so that nobody shuts out everybody else
-    #[arg(long, env = "TENANCY_FIXER_MAX_CONNECTIONS_PER_PEER", value_name = "NUMBER", default_value = "192", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Connections of one address; never more than twice what is still free, so that nobody shuts out everybody else
+    #[arg(long, env = "TENANCY_FIXER_MAX_CONNECTIONS_PER_PEER", value_name = "NUMBER", default_value = "160", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections_per_peer: u32,
 
     /// Requests being read and answered, in all; more are answered with 503 and the request to come again
     #[arg(long, env = "TENANCY_FIXER_MAX_REQUESTS", value_name = "NUMBER", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_requests: u32,
 
-    /// Bytes of bodies in memory, in all, in MiB; one address gets half, and a body may have 7
-    #[arg(long, env = "TENANCY_FIXER_BODY_MEMORY", value_name = "MIB", default_value = "16", value_parser = clap::value_parser!(u32).range(1..4096))]
+    /// Bytes of bodies in memory, in all, in MiB; one address gets two thirds, and a body may have 7
+    #[arg(long, env = "TENANCY_FIXER_BODY_MEMORY", value_name = "MIB", default_value = "12", value_parser = clap::value_parser!(u32).range(1..4096))]
     pub body_memory: u32,
 
     /// After SIGTERM: end once no request has come for this long

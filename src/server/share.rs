@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How much there is, and who has it.
 ///
-/// A peer may hold at most as much as would still be free ("dynamic thresholds" of shared switch buffers, Choudhury and
-/// Hahne 1998): one alone gets half, two get a third each, and a newcomer always finds something. So a few hostile peers
-/// cannot shut out the API server, whose addresses we do not know.
+/// A peer may hold at most twice as much as would still be free ("dynamic thresholds" of shared switch buffers, Choudhury
+/// and Hahne 1998): one alone gets two thirds, two get two fifths each, and a newcomer always finds something. So a few
+/// hostile peers cannot shut out the API server, whose addresses we do not know.
 #[derive(Debug)]
 pub(super) struct Pool {
     total: usize,
@@ -107,7 +107,8 @@ impl Drop for Share {
 fn fits(total: usize, per_peer: usize, all: usize, of_peer: usize, more: usize) -> Result<(), Full> {
     let free = total.saturating_sub(all).checked_sub(more).ok_or(Full::All)?;
     // Somebody who has nothing yet may have the last one.
-    if of_peer > 0 && of_peer + more > free.min(per_peer) || more > per_peer { Err(Full::Peer) } else { Ok(()) }
+    let is_greedy = of_peer > 0 && of_peer + more > free.saturating_mul(2);
+    if is_greedy || of_peer + more > per_peer { Err(Full::Peer) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -124,14 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn one_peer_gets_half_and_each_more_leaves_something_for_the_next() {
+    fn one_peer_gets_two_thirds_and_each_more_leaves_something_for_the_next() {
         let pool = Pool::new(100, 100);
         let first = greedy(&pool, peer(1));
-        assert_eq!(first.len(), 50);
+        assert_eq!(first.len(), 66);
         let second = greedy(&pool, peer(2));
-        assert_eq!(second.len(), 25);
+        assert_eq!(second.len(), 22);
         let third = greedy(&pool, peer(3));
-        assert_eq!(third.len(), 12);
+        assert_eq!(third.len(), 8);
         assert_eq!(pool.one(peer(3)).err(), Some(Full::Peer));
         assert!(pool.one(peer(4)).is_ok());
         drop((first, second, third));
@@ -155,10 +156,10 @@ mod tests {
         let pool = Pool::new(100, 100);
         let mut share = pool.nothing(peer(1));
         share.grow(40).unwrap();
-        assert_eq!(share.grow(20), Err(Full::Peer));
+        assert_eq!(share.grow(30), Err(Full::Peer));
         assert_eq!(share.grow(61), Err(Full::All));
-        share.grow(10).unwrap();
-        assert_eq!(pool.lock().all, 50);
+        share.grow(20).unwrap();
+        assert_eq!(pool.lock().all, 60);
         drop(share);
         assert_eq!(pool.lock().all, 0);
     }

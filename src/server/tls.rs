@@ -100,7 +100,6 @@ fn names(certificate: &CertificateDer<'_>) -> Result<Vec<String>, rustls::Error>
 }
 
 /// For the log: which certificate was shown.
-#[derive(Debug)]
 struct WrongName {
     found: Vec<String>,
     expected: Vec<String>,
@@ -109,6 +108,13 @@ struct WrongName {
 impl fmt::Display for WrongName {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "a client of the names {:?}, expected one of {:?} (--client-names)", self.found, self.expected)
+    }
+}
+
+/// rustls prints what it is handed for people, too, in this form.
+impl fmt::Debug for WrongName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
     }
 }
 

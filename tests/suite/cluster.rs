@@ -17,15 +17,15 @@ use crate::server::{Certificate, Server};
 use crate::support::{self, kubectl, kubectl_with, wait_for};
 
 /// A tenant's namespace, and one beside it that nobody's webhooks look at.
-struct Scene {
-    name: String,
-    tenant: String,
+pub struct Scene {
+    pub name: String,
+    pub tenant: String,
     outside: String,
-    certificate: Certificate,
+    pub certificate: Certificate,
 }
 
 impl Scene {
-    fn new(test: &str) -> Self {
+    pub fn new(test: &str) -> Self {
         let name = format!("{test}-{}", std::process::id());
         let (tenant, outside) = (format!("{name}-tenant"), format!("{name}-outside"));
         for (namespace, labels) in [
@@ -49,7 +49,7 @@ impl Scene {
     }
 
     /// Points a webhook configuration of this test's own at an address, and waits until the API server uses it.
-    fn point_webhooks_at(&self, address: SocketAddr) {
+    pub fn point_webhooks_at(&self, address: SocketAddr) {
         let rendered = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"))
             .args(["manifests", "--url", &format!("https://{address}"), "--ca-bundle"])
             .arg(&self.certificate.ca)
@@ -76,7 +76,7 @@ impl Scene {
         });
     }
 
-    fn configuration(&self) -> String {
+    pub fn configuration(&self) -> String {
         format!("tenancy-fixer-{}", self.name)
     }
 
@@ -432,14 +432,15 @@ pub fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// One address for several replicas: each connection goes to the next one, bytes as they are.
-struct Balancer {
-    address: SocketAddr,
+/// One address for several replicas, as a Service has: each connection goes to the next one, bytes as they are. Stands in
+/// for kube-proxy, which these tests have not got.
+pub struct Balancer {
+    pub address: SocketAddr,
     replicas: Arc<Mutex<Vec<SocketAddr>>>,
 }
 
 impl Balancer {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let replicas = Arc::new(Mutex::new(Vec::<SocketAddr>::new()));
@@ -449,7 +450,9 @@ impl Balancer {
             for client in listener.incoming() {
                 let target = {
                     let replicas = shared.lock().unwrap();
-                    replicas[next.fetch_add(1, Ordering::Relaxed) % replicas.len()]
+                    // A Service without endpoints refuses.
+                    let Some(last) = replicas.len().checked_sub(1) else { continue };
+                    replicas[next.fetch_add(1, Ordering::Relaxed) % (last + 1)]
                 };
                 // A replica that is gone is the API server's to notice.
                 if let (Ok(client), Ok(server)) = (client, TcpStream::connect(target)) {
@@ -461,7 +464,12 @@ impl Balancer {
         Self { address, replicas }
     }
 
-    fn send_to(&self, replicas: Vec<SocketAddr>) {
+    /// Whoever has this decides where connections go.
+    pub fn sender(&self) -> Arc<Mutex<Vec<SocketAddr>>> {
+        Arc::clone(&self.replicas)
+    }
+
+    pub fn send_to(&self, replicas: Vec<SocketAddr>) {
         *self.replicas.lock().unwrap() = replicas;
     }
 }
