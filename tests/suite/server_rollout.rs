@@ -300,78 +300,74 @@ fn occupy(server: &Server) -> impl Sized {
         });
     });
     begun.recv().unwrap();
-    Occupied { _stop: Some(stop), holder: Some(holder) }
+    Occupied { stop: Some(stop), holder: Some(holder) }
 }
 
 struct Occupied {
-    _stop: Option<std::sync::mpsc::Sender<()>>,
+    stop: Option<std::sync::mpsc::Sender<()>>,
     holder: Option<thread::JoinHandle<()>>,
 }
 
 impl Drop for Occupied {
     fn drop(&mut self) {
-        drop(self._stop.take());
+        drop(self.stop.take());
         // It ends in any case.
         let _ = self.holder.take().map(thread::JoinHandle::join);
     }
 }
 
-/// docs/emergency.md: the commands are read from there, so that what it says is what has been tried.
+/// The commands are read from docs/emergency.md, so that what it says is what has been tried.
 #[test]
 fn the_emergency_page_takes_the_webhooks_out_and_back() {
     let scene = Scene::new("emergency");
-    let server = Server::start(&scene.certificate, &[]);
-    scene.point_webhooks_at(server.address);
+    let balancer = Balancer::start();
+    let replica = || {
+        let server = Server::start(&scene.certificate, &[]);
+        balancer.send_to(vec![server.address]);
+        server
+    };
+    let server = replica();
+    scene.point_webhooks_at(balancer.address);
     set_failure_policy(&scene, "Fail");
     drop(server);
-    let create = |name: &str| try_kubectl_with(&["create", "-f", "-"], &pod(&scene, name).to_string());
-    wait_for("pods to be refused", || !create("refused").status.success());
+    let create = |name: &str| try_kubectl_with(&["create", "-o", "json", "-f", "-"], &pod(&scene, name).to_string());
+    let is_refused = |name: &str| !create(name).status.success();
+    wait_for("pods to be refused", || is_refused("refused"));
 
+    let folder = support::folder("emergency-page");
     let page = std::fs::read_to_string(support::root().join("docs/emergency.md")).unwrap();
-    let commands = |part: &str| -> Vec<String> {
-        let section =
-            page.split("\n## ").find(|section| section.starts_with(part)).unwrap_or_else(|| panic!("no {part:?}"));
-        let lines = section.lines().filter_map(|line| line.strip_prefix("    kubectl "));
-        // The page speaks of the real one; this test has its own.
-        lines
-            .map(|line| {
-                line.replace(
-                    "webhookconfiguration tenancy-fixer",
-                    &format!("webhookconfiguration {}", scene.configuration()),
-                )
-            })
-            .collect()
-    };
-    let run = |command: &str| {
-        let folder = support::folder("emergency-page");
-        let script = format!(
-            "cd {}; kubectl() {{ {} --kubeconfig {} \"$@\"; }}; kubectl {command}",
-            folder.display(),
-            support::root().join("target/venv/bin/kubectl").display(),
-            support::kubeconfig().display()
+    let run = |part: &str| {
+        let section = page.split("\n## ").find(|section| section.starts_with(part));
+        let section = section.unwrap_or_else(|| panic!("no part {part:?}"));
+        let commands: Vec<&str> = section.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+        assert!(!commands.is_empty(), "{part}");
+        // The page speaks of the installed configuration; this test has one of its own.
+        let commands = commands.join("\n").replace(
+            "mutatingwebhookconfiguration tenancy-fixer",
+            &format!("mutatingwebhookconfiguration {}", scene.configuration()),
         );
-        let output = std::process::Command::new("bash").args(["-euo", "pipefail", "-c", &script]).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        let kubectl = support::root().join("target/venv/bin/kubectl");
+        let (kubectl, kubeconfig) = (kubectl.display().to_string(), support::kubeconfig().display().to_string());
+        let script = format!("kubectl() {{ {kubectl} --kubeconfig {kubeconfig} \"$@\"; }}\n{commands}");
+        let mut bash = std::process::Command::new("bash");
+        let output = bash.args(["-euo", "pipefail", "-c", &script]).current_dir(&folder).output().unwrap();
+        assert!(output.status.success(), "{part}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    // Softer: calls that fail are let pass.
-    for command in commands("Let objects pass") {
-        run(&command);
-    }
-    wait_for("pods to pass", || create("passed").status.success());
+    run("Is it us?");
+    run("Let objects pass");
+    wait_for("pods to pass", || !is_refused("passed"));
     set_failure_policy(&scene, "Fail");
-    wait_for("pods to be refused again", || !create("refused-again").status.success());
+    wait_for("pods to be refused again", || is_refused("refused-again"));
 
-    // Out and back. The copy that the page makes is in the folder of the command, so all of it is one script here.
-    let out = commands("Take the webhooks out");
-    let back = commands("Put them back");
-    assert!(out.len() >= 2 && !back.is_empty());
-    let saved = run(&out.join(" && kubectl "));
-    assert!(!saved.contains("Error"), "{saved}");
-    assert!(!support::try_kubectl(&["get", "mutatingwebhookconfiguration", &scene.configuration()]).status.success());
-    wait_for("pods to pass without us", || create("alone").status.success());
-    let server = Server::start(&scene.certificate, &[]);
-    scene.point_webhooks_at(server.address);
-    let (stored, _) = support::kubectl_with(&["create", "-o", "json", "-f", "-"], &pod(&scene, "after").to_string());
-    assert!(stored.contains("\"kubeflow-extension\": \"true\""));
+    run("Take the webhooks out");
+    wait_for("pods to pass without us", || !is_refused("alone"));
+    assert!(run("What was missed").contains("alone"), "it lists whoever has to be made anew");
+    run("Put them back");
+    let _server = replica();
+    let mut number = 0;
+    wait_for("pods to be changed again", || {
+        number += 1;
+        String::from_utf8_lossy(&create(&format!("after-{number}")).stdout).contains("\"kubeflow-extension\": \"true\"")
+    });
 }
