@@ -11,7 +11,7 @@
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`offline`] | the same without a cluster, for files |
-//! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
+//! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate |
 //! | [`cluster`] | names and kinds |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |

@@ -7,6 +7,8 @@
 // A test that cannot go on fails.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::unwrap_in_result)]
 
+#[path = "suite/api_faults.rs"]
+mod api_faults;
 #[path = "suite/arrows.rs"]
 mod arrows;
 #[path = "suite/cluster.rs"]
@@ -15,6 +17,8 @@ mod cluster;
 mod create_cert;
 #[path = "suite/deploy.rs"]
 mod deploy;
+#[path = "suite/docs.rs"]
+mod docs;
 #[path = "suite/envoy.rs"]
 mod envoy;
 #[path = "suite/fixtures.rs"]

@@ -1,6 +1,6 @@
 //! Honest clients, as the API server is one: reviews over connections that are kept, as long as the server keeps them.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -112,12 +112,11 @@ type Sender = http1::SendRequest<Full<Bytes>>;
 /// sent, since the connection was found closed; so does this one.
 async fn one(target: &Target, kept: &mut Option<Sender>, body: Bytes, connections: &mut usize) -> Result<(), String> {
     loop {
-        let (mut sender, is_new) = match kept.take() {
-            Some(sender) => (sender, false),
-            None => {
-                *connections += 1;
-                (open(target.address, target.ca.clone()).await?, true)
-            }
+        let (mut sender, is_new) = if let Some(sender) = kept.take() {
+            (sender, false)
+        } else {
+            *connections += 1;
+            (open(target.address, &target.ca).await?, true)
         };
         let request = Request::post("/pod/mutate?timeout=3s").header("host", "localhost");
         let request = request.header("content-type", "application/json").body(Full::new(body.clone())).unwrap();
@@ -139,8 +138,8 @@ async fn one(target: &Target, kept: &mut Option<Sender>, body: Bytes, connection
     }
 }
 
-async fn open(address: std::net::SocketAddr, ca: PathBuf) -> Result<Sender, String> {
-    let stream = server::connect(address, &ca).await.map_err(|error| format!("connecting: {error:?}"))?;
+async fn open(address: std::net::SocketAddr, ca: &Path) -> Result<Sender, String> {
+    let stream = server::connect(address, ca).await.map_err(|error| format!("connecting: {error:?}"))?;
     let (sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("connecting: {error:?}"))?;
     tokio::spawn(connection);

@@ -176,7 +176,7 @@ fn honest_reviews_go_on_whatever_others_do_and_memory_stays_bounded() {
         bomb: format!("{{\"a\":[{}]}}", vec!["\"\\n\""; 7 * 1024 * 1024 / 5 - 10].join(",")).into_bytes(),
     });
     let idle = server.memory("VmRSS");
-    println!("before: {} KiB, many are {}", idle, many());
+    eprintln!("before: {} KiB, many are {}", idle, many());
     let mut wrong = Vec::new();
     for (name, attack, part) in ATTACKS {
         if std::env::var("ONLY").is_ok_and(|only| !name.contains(&only)) {
@@ -192,20 +192,20 @@ fn honest_reviews_go_on_whatever_others_do_and_memory_stays_bounded() {
         let during = server.memory("VmRSS");
         drop(held);
         let report = honest.end();
-        println!(
+        eprintln!(
             "{name}: {reached} of {} in {took:.1?}; {} KiB, peak so far {} KiB",
             many() / part,
             during,
             server.memory("VmHWM")
         );
-        println!("  {}", report.line("honest"));
+        eprintln!("  {}", report.line("honest"));
         if !report.failures.is_empty() || report.within(0.99) > PATIENCE || report.times.len() < 10 {
             wrong.push(format!("{name}: {:?}", report.failures.first()));
         }
     }
     wait_for("everybody to have gone", || connections(&server) == 0);
     let (after, peak) = (server.memory("VmRSS"), server.memory("VmHWM"));
-    println!("afterwards {after} KiB, peak {peak} KiB");
+    eprintln!("afterwards {after} KiB, peak {peak} KiB");
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(peak < MEMORY, "{peak} KiB");
     assert_eq!(server.metric("tenancy_fixer_server_body_bytes"), 0);
@@ -224,8 +224,8 @@ fn allocator_of_the_deployment() -> (String, String) {
 }
 
 fn connections(server: &Server) -> u64 {
-    let of = |state: &&str| server.metric(&format!("tenancy_fixer_server_connections{{state=\"{state}\"}}"));
-    ["handshake", "idle", "head", "request"].iter().map(|state| of(state)).sum()
+    let of = |state: &str| server.metric(&format!("tenancy_fixer_server_connections{{state=\"{state}\"}}"));
+    ["handshake", "idle", "head", "request"].into_iter().map(of).sum()
 }
 
 /// So many attackers, 200 at a time; how many got through with it, and what they hold.

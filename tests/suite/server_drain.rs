@@ -26,7 +26,7 @@ fn sigterm_under_load_loses_no_request_and_closes_connections_by_their_answers()
     std::thread::sleep(Duration::from_secs(1));
     assert!(server.reviews_so_far() > at_signal + 20, "it goes on serving");
     let report = load.end();
-    println!("{}", report.line("SIGTERM under load"));
+    eprintln!("{}", report.line("SIGTERM under load"));
     assert!(report.failures.is_empty(), "{:#?}", report.failures);
     assert!(report.connections > 8 + 20, "each answer closes its connection: {}", report.connections);
     let quiet = Instant::now();

@@ -21,16 +21,16 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 const USER: &str = "system:serviceaccount:kubeflow-extension:tenancy-fixer";
 
 /// The cluster with what the controller needs, and the tenants of one test, which go with it.
-struct Scene<'c> {
+pub struct Scene<'c> {
     cluster: &'c Cluster,
     folder: PathBuf,
-    certificate: Certificate,
+    pub certificate: Certificate,
     tenants: Mutex<Vec<String>>,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl<'c> Scene<'c> {
-    fn new(cluster: &'c Cluster, test: &str) -> Self {
+    pub fn new(cluster: &'c Cluster, test: &str) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = support::folder(&format!("tenancy-{test}"));
         cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
@@ -59,7 +59,7 @@ impl<'c> Scene<'c> {
         server
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         let admin: Value = yaml::value(&fs::read_to_string(self.cluster.kubeconfig()).unwrap()).unwrap();
         let token =
             self.cluster.kubectl(&["create", "token", "tenancy-fixer", "-n", "kubeflow-extension", "--duration", "1h"]);
@@ -75,17 +75,17 @@ impl<'c> Scene<'c> {
     }
 
     /// A name of a tenant of this test's own.
-    fn tenant(&self, name: &str) -> String {
+    pub fn tenant(&self, name: &str) -> String {
         let tenant = format!("{name}-{}", std::process::id());
         self.tenants.lock().unwrap().push(tenant.clone());
         tenant
     }
 
-    fn profile(&self, tenant: &str, owner: &str) {
+    pub fn profile(&self, tenant: &str, owner: &str) {
         self.cluster.apply(&profile(tenant, owner));
     }
 
-    fn namespace(&self, tenant: &str, owner: &str) {
+    pub fn namespace(&self, tenant: &str, owner: &str) {
         self.cluster.apply(&namespace(tenant, owner));
     }
 
@@ -105,7 +105,7 @@ impl<'c> Scene<'c> {
         self.get("servicerolebinding", "kubeflow", &format!("bind-ml-pipeline-{tenant}"))
     }
 
-    fn granted(&self, tenant: &str) -> bool {
+    pub fn granted(&self, tenant: &str) -> bool {
         self.filter(tenant).is_some() && self.policy(tenant).is_some() && self.binding(tenant).is_some()
     }
 
