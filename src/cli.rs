@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{mutate, server, settings, telemetry, tenancy};
+use crate::{certs, images, mutate, server, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -53,7 +53,15 @@ pub struct InCluster {
 
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub images: images::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub tenancy: tenancy::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub certificates: certs::Settings,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -80,13 +88,13 @@ pub struct Serve {
     #[arg(long, env = "TENANCY_FIXER_OPS_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     pub ops_listen: SocketAddr,
 
-    /// Serving certificate and its chain, PEM; create-cert.sh makes one
-    #[arg(long, env = "TENANCY_FIXER_TLS_CERT", value_name = "FILE", required = true)]
-    pub tls_cert: PathBuf,
+    /// Serving certificate and its chain, PEM, read again when it changes; without it, certificates are our own
+    #[arg(long, env = "TENANCY_FIXER_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
 
     /// Private key of the serving certificate, PEM
-    #[arg(long, env = "TENANCY_FIXER_TLS_KEY", value_name = "FILE", required = true)]
-    pub tls_key: PathBuf,
+    #[arg(long, env = "TENANCY_FIXER_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
 
     /// Serve these capabilities only
     #[arg(long, env = "TENANCY_FIXER_ONLY", value_name = "NAMES", value_delimiter = ',', conflicts_with = "without")]

@@ -78,6 +78,13 @@ pub const START_AFTER_TIMEOUT: Variable = Variable {
     default: "5m",
     meaning: "how long to wait for that container, once the proxy is ready",
 };
+/// How long that container's command has to have been running. Only time tells us when Katib's collector, which is started
+/// here, has looked for the process that it waits for.
+pub const START_AFTER_DELAY: Variable = Variable {
+    name: "LAUNCHER_START_AFTER_DELAY",
+    default: "0s",
+    meaning: "how long that container's command is to have been running; not waited for if it has finished",
+};
 /// What becomes of the command when one of the two waits ends without a result.
 pub const TIMEOUT_ACTION: Variable = Variable {
     name: "LAUNCHER_TIMEOUT_ACTION",
@@ -119,6 +126,7 @@ pub const VARIABLES: &[Variable] = &[
     READY_TIMEOUT,
     START_AFTER,
     START_AFTER_TIMEOUT,
+    START_AFTER_DELAY,
     TIMEOUT_ACTION,
     QUIT_URL,
     MARKERS,
@@ -140,6 +148,8 @@ pub struct Contract {
     pub start_after: Option<String>,
     /// Limit of that wait, which begins when the first one has ended.
     pub start_after_timeout: Duration,
+    /// How long after its start.
+    pub start_after_delay: Duration,
     /// What a limit means.
     pub at_limit: AtLimit,
     /// Where the proxy is asked to quit, in this order; empty to not ask.
@@ -173,6 +183,7 @@ impl Contract {
             ready_timeout: reader.value(READY_TIMEOUT, duration),
             start_after: reader.optional(START_AFTER, container_name),
             start_after_timeout: reader.value(START_AFTER_TIMEOUT, duration),
+            start_after_delay: reader.value(START_AFTER_DELAY, duration),
             at_limit: reader.value(TIMEOUT_ACTION, AtLimit::from_str),
             quit: reader.list(QUIT_URL, Url::from_str).0,
             markers: reader.raw(MARKERS).filter(|folder| !folder.is_empty()).map(PathBuf::from),
@@ -216,6 +227,7 @@ impl Contract {
                 (READY_TIMEOUT, duration_text(contract.ready_timeout).into()),
                 (START_AFTER, names(contract.start_after.as_slice())),
                 (START_AFTER_TIMEOUT, duration_text(contract.start_after_timeout).into()),
+                (START_AFTER_DELAY, duration_text(contract.start_after_delay).into()),
                 (TIMEOUT_ACTION, contract.at_limit.name().into()),
                 (QUIT_URL, urls(&contract.quit)),
                 (MARKERS, contract.markers.clone().unwrap_or_default().into_os_string()),
@@ -562,6 +574,7 @@ mod tests {
             ready_timeout: Duration::from_millis(61_500),
             start_after: Some("metrics-collector".to_owned()),
             start_after_timeout: Duration::from_secs(30),
+            start_after_delay: Duration::from_secs(1),
             at_limit: AtLimit::Fail,
             quit: vec!["http://[::1]/quit".parse().unwrap(), "http://localhost:15000/quitquitquit".parse().unwrap()],
             markers: Some(PathBuf::from("/launcher/markers")),

@@ -10,16 +10,18 @@
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
+//! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
-//! | [`certs`] | the serving certificate |
+//! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
+//! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
-//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs` and
-//! `cluster` know no capability, capabilities do not know one another, and a test holds these arrows
+//! A request goes `server` → [`admission::service`] → [`reviewer`] → [`mutate::decide`] and back. `admission`, `server`, `certs`,
+//! `cluster` and `images` know no capability, capabilities do not know one another, and a test holds these arrows
 //! (`tests/suite/arrows.rs`).
 
 pub mod admission;
@@ -27,9 +29,11 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod images;
 pub mod launch;
 pub mod mutate;
 pub mod offline;
+pub mod reviewer;
 pub mod server;
 pub mod settings;
 pub mod telemetry;

@@ -119,7 +119,7 @@ pub fn review(
 fn decide(endpoint: Endpoint, review: &str, settings: &mutate::Settings) -> anyhow::Result<Outcome> {
     let document: Document<'_> = serde_json::from_str(review)?;
     let request = Request::read(&document).map_err(anyhow::Error::msg)?;
-    Ok(mutate::decide(endpoint, &request, None, settings))
+    Ok(mutate::decide(endpoint, &request, &mutate::Surroundings::unknown(), settings))
 }
 
 /// The object with the owner that Katib's controller would give it, for the decision only.

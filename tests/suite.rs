@@ -11,6 +11,8 @@
 mod api_faults;
 #[path = "suite/arrows.rs"]
 mod arrows;
+#[path = "suite/certificates.rs"]
+mod certificates;
 #[path = "suite/cluster.rs"]
 mod cluster;
 #[path = "suite/create_cert.rs"]
@@ -19,22 +21,42 @@ mod create_cert;
 mod deploy;
 #[path = "suite/docs.rs"]
 mod docs;
+#[path = "suite/entrypoints.rs"]
+mod entrypoints;
 #[path = "suite/envoy.rs"]
 mod envoy;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
+#[path = "suite/images.rs"]
+mod images;
+#[path = "suite/job_end.rs"]
+mod job_end;
+#[path = "suite/kale.rs"]
+mod kale;
 #[path = "suite/later_webhook.rs"]
 mod later_webhook;
 #[path = "suite/launcher.rs"]
 mod launcher;
+#[path = "suite/launcher_script.rs"]
+mod launcher_script;
 #[path = "suite/load.rs"]
 mod load;
 #[path = "suite/manifests.rs"]
 mod manifests;
+#[path = "katib/node.rs"]
+mod node;
 #[path = "suite/offline.rs"]
 mod offline;
+#[path = "suite/owner_only.rs"]
+mod owner_only;
+#[path = "katib/pod_images.rs"]
+mod pod_images;
 #[path = "suite/properties.rs"]
 mod properties;
+#[path = "suite/registry.rs"]
+mod registry;
+#[path = "katib/rendered.rs"]
+mod rendered;
 #[path = "suite/serve.rs"]
 mod serve;
 #[path = "suite/server.rs"]
@@ -57,5 +79,7 @@ mod support;
 mod tenancy;
 #[path = "suite/trial_end.rs"]
 mod trial_end;
+#[path = "suite/webhook_orders.rs"]
+mod webhook_orders;
 #[path = "suite/wire.rs"]
 mod wire;

@@ -65,7 +65,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
 async fn apply(client: &Client, settings: &tenancy::Settings, line: String) -> anyhow::Result<()> {
     let tenant: Tenant = serde_json::from_str(&line)?;
     let offered = Offered { envoy_filter: true, authorization_policy: true, service_role_binding: true };
-    let grant = Grant { owner: tenant.owner, identity: Identity::Header };
+    let grant = Grant { owner: tenant.owner, identity: Identity::Header, owner_only: false };
     let facts = NamespaceFacts { uid: tenant.uid, ..NamespaceFacts::default() };
     for child in desired(&tenant.name, &facts, &grant, offered, settings) {
         let (namespace, name) = child.kind.place(&tenant.name);

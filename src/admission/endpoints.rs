@@ -16,6 +16,10 @@ pub enum Endpoint {
     TrialMutate,
     /// Job-like custom resources that a Trial owns or that ask for it.
     WorkloadMutate,
+    /// Kubeflow's Notebooks, for who has made them.
+    NotebookMutate,
+    /// Katib's Experiments, for whose they are.
+    ExperimentMutate,
 }
 
 /// What the API server does with an object when we do not answer.
@@ -47,7 +51,14 @@ pub struct MatchCondition {
 
 impl Endpoint {
     /// All of them, in the order of the manifests.
-    pub const ALL: [Self; 4] = [Self::PodMutate, Self::JobMutate, Self::TrialMutate, Self::WorkloadMutate];
+    pub const ALL: [Self; 6] = [
+        Self::PodMutate,
+        Self::JobMutate,
+        Self::TrialMutate,
+        Self::WorkloadMutate,
+        Self::NotebookMutate,
+        Self::ExperimentMutate,
+    ];
 
     /// The path, as the predecessor had it where it had one.
     #[must_use]
@@ -57,6 +68,8 @@ impl Endpoint {
             Self::JobMutate => "/job/mutate",
             Self::TrialMutate => "/trial/mutate",
             Self::WorkloadMutate => "/workload/mutate",
+            Self::NotebookMutate => "/notebook/mutate",
+            Self::ExperimentMutate => "/experiment/mutate",
         }
     }
 
@@ -74,6 +87,8 @@ impl Endpoint {
             Self::JobMutate => "job",
             Self::TrialMutate => "trial",
             Self::WorkloadMutate => "workload",
+            Self::NotebookMutate => "notebook",
+            Self::ExperimentMutate => "experiment",
         }
     }
 
@@ -82,7 +97,12 @@ impl Endpoint {
     #[must_use]
     pub const fn failure_policy(self) -> FailurePolicy {
         match self {
-            Self::PodMutate | Self::JobMutate | Self::TrialMutate | Self::WorkloadMutate => FailurePolicy::Ignore,
+            Self::PodMutate
+            | Self::JobMutate
+            | Self::TrialMutate
+            | Self::WorkloadMutate
+            | Self::NotebookMutate
+            | Self::ExperimentMutate => FailurePolicy::Ignore,
         }
     }
 
@@ -93,25 +113,43 @@ impl Endpoint {
         3
     }
 
+    /// The operations that it is called for. Of updates only those that may add the tenant label or name another creator,
+    /// which matters where only its owner acts as a namespace's owner.
+    #[must_use]
+    pub const fn operations(self) -> &'static [&'static str] {
+        match self {
+            Self::PodMutate
+            | Self::JobMutate
+            | Self::TrialMutate
+            | Self::WorkloadMutate
+            | Self::NotebookMutate
+            | Self::ExperimentMutate => &["CREATE", "UPDATE"],
+        }
+    }
+
     /// What it is called for. `workloads` are the kinds of [`WorkloadMutate`](Self::WorkloadMutate).
     #[must_use]
     pub fn rules(self, workloads: &[WorkloadKind]) -> Vec<Rule> {
-        let rule = |group: &str, versions: &[&str], resource: &str| {
-            let versions = versions.iter().map(|version| (*version).to_owned()).collect();
-            vec![Rule { group: group.to_owned(), versions, resources: vec![resource.to_owned()] }]
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let rule = |group: &str, versions: &[&str], resources: &[&str]| {
+            vec![Rule { group: group.to_owned(), versions: owned(versions), resources: owned(resources) }]
         };
         match self {
-            Self::PodMutate => rule("", &["v1"], "pods"),
-            Self::JobMutate => rule("batch", &["v1"], "jobs"),
-            Self::TrialMutate => rule(names::KUBEFLOW_GROUP, &["v1beta1", "v1alpha3"], "trials"),
+            // Whoever may write a pod's status may write its labels by that way.
+            Self::PodMutate => rule("", &["v1"], &["pods", "pods/status"]),
+            Self::JobMutate => rule("batch", &["v1"], &["jobs"]),
+            Self::TrialMutate => rule(names::KUBEFLOW_GROUP, &["v1beta1", "v1alpha3"], &["trials"]),
+            Self::ExperimentMutate => rule(names::KUBEFLOW_GROUP, &["v1beta1", "v1alpha3"], &["experiments"]),
+            Self::NotebookMutate => rule(names::KUBEFLOW_GROUP, &["v1", "v1beta1", "v1alpha1"], &["notebooks"]),
             Self::WorkloadMutate => workload_rules(workloads),
         }
     }
 
-    /// Whether an object that opted out is still sent: a Trial has to hand its opt-out down.
+    /// Whether an object that opted out is still sent: a Trial has to hand its opt-out down, the templates of a job may say
+    /// something else, and a Notebook has a creator in any case.
     #[must_use]
     pub const fn sees_opted_out(self) -> bool {
-        matches!(self, Self::TrialMutate)
+        !matches!(self, Self::PodMutate | Self::ExperimentMutate)
     }
 
     /// Keeps away what is none of our business. The code decides by the same facts once more: an API server without
@@ -122,41 +160,77 @@ impl Endpoint {
             Self::PodMutate => {
                 let ours = [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL, names::TENANT_LABEL]
                     .map(|key| format!("({})", label(key)));
-                let mirror = format!(
-                    "has(object.metadata.annotations) && '{}' in object.metadata.annotations",
-                    names::MIRROR_ANNOTATION
-                );
+                let mirror = format!("!({})", has_key("object.metadata", "annotations", names::MIRROR_ANNOTATION));
+                let host_network = "!has(object.spec.hostNetwork) || !object.spec.hostNetwork".to_owned();
+                let kserve = format!("!({})", label(names::INFERENCE_SERVICE_LABEL));
+                // Whatever it looks like, the mesh goes by the label.
+                let granted = granted("object.metadata");
+                let unless_granted =
+                    |name, expression| MatchCondition { name, expression: format!("({granted}) || ({expression})") };
                 vec![
                     MatchCondition { name: "notebook-or-labelled", expression: ours.join(" || ") },
-                    MatchCondition { name: "not-mirror", expression: format!("!({mirror})") },
-                    MatchCondition {
-                        name: "not-host-network",
-                        expression: "!has(object.spec.hostNetwork) || !object.spec.hostNetwork".to_owned(),
-                    },
-                    MatchCondition {
-                        name: "not-kserve",
-                        expression: format!("!({})", label(names::INFERENCE_SERVICE_LABEL)),
-                    },
+                    unless_granted("not-mirror", mirror),
+                    unless_granted("not-host-network", host_network),
+                    unless_granted("not-kserve", kserve),
+                    update_only_if("adds-label", &gains("metadata")),
                 ]
             }
-            Self::JobMutate | Self::WorkloadMutate => {
+            Self::JobMutate => {
                 let group = names::KUBEFLOW_GROUP;
                 let owned = format!(
                     "has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(owner, owner.kind == '{}' && owner.apiVersion.startsWith('{group}/'))",
                     names::TRIAL,
                 );
-                vec![MatchCondition {
-                    name: "of-trial-or-asking",
-                    expression: format!("({}) || ({owned})", label(names::TENANT_LABEL)),
-                }]
+                let tenant = label(names::TENANT_LABEL);
+                let opted_out = format!("{tenant} && object.metadata.labels['{}'] == 'false'", names::TENANT_LABEL);
+                let template = granted("object.spec.template.metadata");
+                let expression = format!("(!({opted_out}) && (({tenant}) || ({owned}))) || ({template})");
+                let added = gains("spec.template.metadata");
+                vec![MatchCondition { name: "of-trial-or-asking", expression }, update_only_if("adds-label", &added)]
             }
-            Self::TrialMutate => Vec::new(),
+            // Their templates are at places that differ by kind; few of them are ever made.
+            Self::TrialMutate | Self::WorkloadMutate => {
+                vec![update_only_if("changes-spec", "object.spec != oldObject.spec")]
+            }
+            Self::ExperimentMutate => vec![update_only_if("adds-label", &gains("metadata"))],
+            Self::NotebookMutate => {
+                let is =
+                    |object: &str| has_key(&format!("{object}.metadata"), "annotations", names::CREATOR_ANNOTATION);
+                let value = |object: &str| format!("{object}.metadata.annotations['{}']", names::CREATOR_ANNOTATION);
+                let (new, old) = ("object", "oldObject");
+                let same = format!("({}) && ({}) && {} == {}", is(new), is(old), value(new), value(old));
+                let neither = format!("!({}) && !({})", is(new), is(old));
+                vec![update_only_if("names-creator", &format!("!(({same}) || ({neither}))"))]
+            }
         }
     }
 }
 
 fn label(key: &str) -> String {
-    format!("has(object.metadata.labels) && '{key}' in object.metadata.labels")
+    has_key("object.metadata", "labels", key)
+}
+
+fn has_key(metadata: &str, map: &str, key: &str) -> String {
+    // A pod template need not have metadata; every object has.
+    let has_metadata = if metadata.contains("template") { format!("has({metadata}) && ") } else { String::new() };
+    format!("{has_metadata}has({metadata}.{map}) && '{key}' in {metadata}.{map}")
+}
+
+/// Whether what has this metadata has the label that makes it the owner.
+fn granted(metadata: &str) -> String {
+    let key = names::TENANT_LABEL;
+    format!("{} && {metadata}.labels['{key}'] == 'true'", has_key(metadata, "labels", key))
+}
+
+/// Whether an update gives it that label.
+fn gains(metadata: &str) -> String {
+    let (new, old) = (granted(&format!("object.{metadata}")), granted(&format!("oldObject.{metadata}")));
+    format!("{new} && !({old})")
+}
+
+/// Creations are not concerned; for them there is no `oldObject` to look at.
+fn update_only_if(name: &'static str, expression: &str) -> MatchCondition {
+    MatchCondition { name, expression: format!("request.operation != 'UPDATE' || ({expression})") }
 }
 
 /// One rule for each group and its versions, the resources of equal ones together.

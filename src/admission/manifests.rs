@@ -117,7 +117,7 @@ fn rules(endpoint: Endpoint, workloads: &[WorkloadKind]) -> Vec<RuleWithOperatio
     let rule = |rule: super::endpoints::Rule| RuleWithOperations {
         api_groups: Some(vec![rule.group]),
         api_versions: Some(rule.versions),
-        operations: Some(vec!["CREATE".to_owned()]),
+        operations: Some(endpoint.operations().iter().map(|operation| (*operation).to_owned()).collect()),
         resources: Some(rule.resources),
         scope: Some("Namespaced".to_owned()),
     };

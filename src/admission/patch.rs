@@ -20,7 +20,8 @@ pub struct Patch {
 pub struct Operation {
     op: Verb,
     path: String,
-    value: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<Value>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -28,6 +29,7 @@ pub struct Operation {
 enum Verb {
     Add,
     Replace,
+    Remove,
 }
 
 impl Patch {
@@ -39,12 +41,20 @@ impl Patch {
 
     /// Adds a value at a JSON pointer, or puts it in place of the one that stands there.
     pub fn add(&mut self, path: impl Into<String>, value: impl Into<Value>) {
-        self.operations.push(Operation { op: Verb::Add, path: path.into(), value: value.into() });
+        self.operations.push(Operation { op: Verb::Add, path: path.into(), value: Some(value.into()) });
     }
 
-    /// Puts a value in place of the one that stands at a JSON pointer.
+    /// Puts a value in place of the one that stands at a JSON pointer; the same one twice is one operation.
     pub fn replace(&mut self, path: impl Into<String>, value: impl Into<Value>) {
-        self.operations.push(Operation { op: Verb::Replace, path: path.into(), value: value.into() });
+        let operation = Operation { op: Verb::Replace, path: path.into(), value: Some(value.into()) };
+        if !self.operations.contains(&operation) {
+            self.operations.push(operation);
+        }
+    }
+
+    /// Takes away what stands at a JSON pointer. Items of a list move up: the last one goes first.
+    pub fn remove(&mut self, path: impl Into<String>) {
+        self.operations.push(Operation { op: Verb::Remove, path: path.into(), value: None });
     }
 
     /// Makes each entry stand in the map at `path`, which is `existing`; entries that are right stay as they are.
@@ -90,6 +100,7 @@ impl fmt::Display for Patch {
             let verb = match op {
                 Verb::Add => "add",
                 Verb::Replace => "replace",
+                Verb::Remove => "remove",
             };
             write!(out, "{comma}{verb} {path}")?;
         }
@@ -125,6 +136,14 @@ mod tests {
         assert_eq!(patch.to_string(), "replace /labels/other, add /labels/a~1b");
         let expected = serde_json::json!({"labels": {"same": "1", "other": "3", "a/b": "4"}});
         assert_eq!(applied(&patch, &serde_json::from_str(text).unwrap()), expected);
+    }
+
+    #[test]
+    fn what_is_removed_has_no_value() {
+        let mut patch = Patch::default();
+        patch.remove("/list/1");
+        assert_eq!(serde_json::to_string(&patch).unwrap(), r#"[{"op":"remove","path":"/list/1"}]"#);
+        assert_eq!(applied(&patch, &serde_json::json!({"list": [1, 2]})), serde_json::json!({"list": [1]}));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Request<'d> {
     pub dry_run: bool,
     /// The object as it is to be stored; absent on `DELETE`.
     pub object: Option<Node<'d>>,
+    /// The object as it is stored; absent on `CREATE`.
+    pub old_object: Option<Node<'d>>,
 }
 
 impl<'d> Request<'d> {
@@ -79,6 +81,7 @@ impl<'d> Request<'d> {
             user: user.unwrap_or_default(),
             dry_run: request.boolean("dryRun")?,
             object: request.get("object"),
+            old_object: request.get("oldObject"),
         }))
     }
 
@@ -103,6 +106,17 @@ pub struct Outcome {
     pub reason: Cow<'static, str>,
     /// What the person who creates the object should know; `kubectl` prints it.
     pub warnings: Vec<String>,
+    /// What would let more be done if it were known.
+    pub wanted: Wanted,
+}
+
+/// What an outcome wants to know of the object's surroundings before it is the last word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Images whose own command is asked for, by the reference as the object has it.
+    pub images: Vec<String>,
+    /// Names of the object's pull secrets, in its own namespace.
+    pub pull_secrets: Vec<String>,
 }
 
 impl Outcome {

@@ -1,7 +1,8 @@
 //! The endpoints over HTTP: what is checked before a review is read, and what is said of each review in the log.
 
 use std::fmt;
-use std::time::Duration;
+use std::future::Future;
+use std::time::{Duration, Instant as StdInstant};
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Buf as _, Bytes};
@@ -16,7 +17,7 @@ use tracing::{info, warn};
 
 use super::json::Document;
 use super::metrics::Metrics;
-use super::{Endpoint, Outcome, Request};
+use super::{Endpoint, Outcome, Request, Wanted};
 
 /// An object may have 3 MiB in the API server, and an UPDATE carries it twice (controller-runtime#2598).
 const LARGEST_BODY: usize = 7 * 1024 * 1024;
@@ -27,6 +28,30 @@ const LARGE: usize = 256 * 1024;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// What a caller is asked to wait before it comes again, in seconds; there is no less but nothing.
 const COME_AGAIN: u64 = 1;
+
+/// How long others may be asked for one review: the API server waits for three seconds ([`Endpoint::timeout_seconds`]).
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What this server is for.
+pub trait Decider: Sync {
+    /// What a look has found; before it, nothing.
+    type Looked: Default + Send + Sync;
+
+    /// Decides on one request, without asking anybody.
+    fn decide(&self, endpoint: Endpoint, request: &Request<'_>, looked: &Self::Looked) -> Outcome;
+
+    /// Asks for what an outcome wants to know, but not for longer than `until`; what is not known by then is known to be
+    /// unknown. `namespace` is the request's.
+    fn look(&self, namespace: &str, wanted: Wanted, until: StdInstant) -> impl Future<Output = Self::Looked> + Send;
+}
+
+/// What comes of reading a review and deciding on it.
+enum Pass {
+    /// The answer, and a word for what was decided.
+    Answer(Vec<u8>, &'static str),
+    /// Something has to be known first, of a namespace.
+    Look(String, Wanted),
+}
 
 /// Answers reviews, and counts them. One for all endpoints.
 #[derive(Debug)]
@@ -64,20 +89,15 @@ impl Reviews {
         Self { metrics: Metrics::register(registry), large: Semaphore::new(1) }
     }
 
-    /// Answers one HTTP request. `decide` is what this server is for. A body that fails with a [`Refusal`] is answered with
-    /// that.
-    pub async fn answer<B>(
-        &self,
-        request: HttpRequest<B>,
-        decide: impl Fn(Endpoint, &Request<'_>) -> Outcome,
-    ) -> Response<Full<Bytes>>
+    /// Answers one HTTP request. A body that fails with a [`Refusal`] is answered with that.
+    pub async fn answer<B>(&self, request: HttpRequest<B>, decider: &impl Decider) -> Response<Full<Bytes>>
     where
-        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
     {
         let uri = request.uri().clone();
         let known = Endpoint::of_path(uri.path());
         let mut counted = self.metrics.begin(known);
-        match self.review(request, decide).await {
+        match self.review(request, decider).await {
             Ok((answer, decision)) => {
                 counted.end(decision, StatusCode::OK);
                 response(StatusCode::OK, answer.into())
@@ -93,17 +113,38 @@ impl Reviews {
     async fn review<B>(
         &self,
         request: HttpRequest<B>,
-        decide: impl Fn(Endpoint, &Request<'_>) -> Outcome,
+        decider: &impl Decider,
     ) -> Result<(Vec<u8>, &'static str), Refusal>
     where
-        B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+        B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
     {
         let waits_until = Instant::now() + wait(request.uri()).unwrap_or(LONGEST_WAIT);
         let endpoint = endpoint(&request)?;
         let body = body(request).await?;
+        let started = Instant::now();
         if body.is_empty() {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "the body is empty, expected an AdmissionReview"));
         }
+        let first = self.in_turn(&body, waits_until, || pass(endpoint, &body, decider, None, started)).await?;
+        let (namespace, wanted) = match first {
+            Pass::Answer(answer, decision) => return Ok((answer, decision)),
+            Pass::Look(namespace, wanted) => (namespace, wanted),
+        };
+        let looked = decider.look(&namespace, wanted, (started + LOOK).min(waits_until).into_std()).await;
+        // Read once more: nothing but the body is kept while others are asked.
+        match self.in_turn(&body, waits_until, || pass(endpoint, &body, decider, Some(&looked), started)).await? {
+            Pass::Answer(answer, decision) => Ok((answer, decision)),
+            Pass::Look(..) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "asked for the same thing twice")),
+        }
+    }
+
+    /// Does what takes memory, large bodies one after another, and nothing for a caller that no longer waits.
+    async fn in_turn<T>(
+        &self,
+        body: &[u8],
+        waits_until: Instant,
+        work: impl FnOnce() -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         let _alone = match body.len() {
             LARGE.. => timeout_at(waits_until, self.large.acquire()).await.ok(),
             _ => None,
@@ -112,7 +153,7 @@ impl Reviews {
             let message = "the caller no longer waits for an answer: reading the review took longer than its timeout";
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message));
         }
-        decided(endpoint, &body, decide)
+        work()
     }
 }
 
@@ -148,21 +189,26 @@ fn wait(uri: &Uri) -> Option<Duration> {
     Duration::try_from(timeout).ok().map(|timeout| timeout.min(LONGEST_WAIT))
 }
 
-/// The review itself: bytes in, bytes and a word for what was decided out.
-fn decided(
+/// The review itself, bytes in and bytes out; what was `looked` for is there the second time.
+fn pass<D: Decider>(
     endpoint: Endpoint,
     body: &[u8],
-    decide: impl Fn(Endpoint, &Request<'_>) -> Outcome,
-) -> Result<(Vec<u8>, &'static str), Refusal> {
-    let started = Instant::now();
+    decider: &D,
+    looked: Option<&D::Looked>,
+    started: Instant,
+) -> Result<Pass, Refusal> {
     let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
     let document: Document<'_> = serde_json::from_slice(body).map_err(not_json)?;
     let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
-    let outcome = decide(endpoint, &request);
+    let nothing = D::Looked::default();
+    let mut outcome = decider.decide(endpoint, &request, looked.unwrap_or(&nothing));
+    if looked.is_none() && !outcome.wanted.images.is_empty() {
+        return Ok(Pass::Look(request.namespace.to_owned(), std::mem::take(&mut outcome.wanted)));
+    }
     let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let answer = outcome.answer(request.uid).map_err(unwritable)?;
     log(endpoint, &request, &outcome, started);
-    Ok((answer, outcome.decision()))
+    Ok(Pass::Answer(answer, outcome.decision()))
 }
 
 fn endpoint<B>(request: &HttpRequest<B>) -> Result<Endpoint, Refusal> {
@@ -190,7 +236,7 @@ fn endpoint<B>(request: &HttpRequest<B>) -> Result<Endpoint, Refusal> {
 /// The whole body, or as little as shows that it is too large; in one piece of memory.
 async fn body<B>(request: HttpRequest<B>) -> Result<Vec<u8>, Refusal>
 where
-    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let too_large =
         || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {LARGEST_BODY} bytes"));

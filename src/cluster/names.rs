@@ -4,11 +4,22 @@
 pub const PROJECT: &str = "tenancy-fixer";
 /// The namespace that we run in.
 pub const NAMESPACE: &str = "kubeflow-extension";
-/// Secret with `tls.crt`, `tls.key` and `ca.crt`.
+/// Secret with `tls.crt`, `tls.key` and `ca.crt` of a serving certificate that somebody else makes.
 pub const TLS_SECRET: &str = "tenancy-fixer-tls";
+/// Secret with the same keys of the certificate authority that we make.
+pub const CA_SECRET: &str = "tenancy-fixer-ca";
+/// Annotation of that Secret: since when every webhook of ours has had the authority in its `caBundle` (RFC 3339).
+pub const CA_PUBLISHED_ANNOTATION: &str = "kubeflow-extension/ca-published";
+/// Label that says what an object belongs to (Kubernetes' recommended labels).
+pub const NAME_LABEL: &str = "app.kubernetes.io/name";
+/// Label of what our controllers write, with its value.
+pub const MANAGED_BY_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", PROJECT);
 
 /// Tenant label: `true` on what is ours, `false` on what we are to leave alone.
 pub const TENANT_LABEL: &str = "kubeflow-extension";
+/// Its value on what is ours in a namespace that is for its owner only, and was not made by the owner: nothing that
+/// grants the owner's identity selects it.
+pub const WITHHELD: &str = "withheld";
 /// Prefix of our own annotations, and manager of what we add to lists that are keyed by manager.
 pub const MANAGER: &str = "kubeflow-extension/tenancy-fixer";
 
@@ -53,15 +64,30 @@ pub const PIPELINES_TOKEN_AUDIENCE: &str = "pipelines.kubeflow.org";
 /// API group of Katib and of the legacy training operator.
 pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
 /// Containers that Katib's webhook adds for metrics: to standard output and files, and to anything else.
-pub const KATIB_COLLECTORS: &[&str] = &["metrics-logger-and-collector", "metrics-collector"];
+pub const KATIB_COLLECTORS: &[&str] = &[KATIB_GO_COLLECTOR, "metrics-collector"];
+/// The former of these, the only one that is a Go program.
+pub const KATIB_GO_COLLECTOR: &str = "metrics-logger-and-collector";
+/// Environment variable that Katib gives to the primary container of a trial alone.
+pub const KATIB_TRIAL_VARIABLE: &str = "KATIB_TRIAL_NAME";
 /// Kind of one run of a Katib experiment.
 pub const TRIAL: &str = "Trial";
+/// Kind of a Katib experiment; Katib gives its labels to its Trials (katib, pkg/controller.v1beta1/util/labels.go).
+pub const EXPERIMENT: &str = "Experiment";
 /// Kind that gives a user a namespace of its own name.
 pub const PROFILE: &str = "Profile";
 /// Annotation of a profile's namespace: the owner's name as the profile controller wrote it.
 pub const OWNER_ANNOTATION: &str = "owner";
 /// Annotation of a namespace: how its pods prove who they are (`header`, `token`, `auto`), in place of the setting.
 pub const IDENTITY_ANNOTATION: &str = "kubeflow-extension/identity";
+/// Annotation of a namespace: whether only what its owner has made acts as the owner (`true`, `false`), in place of the
+/// setting.
+pub const OWNER_ONLY_ANNOTATION: &str = "kubeflow-extension/owner-only";
+/// Annotation of a Notebook: who has made it, kept true by admission.
+pub const CREATOR_ANNOTATION: &str = "kubeflow-extension/creator";
+/// The same as Kubeflow's web app has it, which everybody may write who may write the Notebook.
+pub const NOTEBOOK_CREATOR_ANNOTATION: &str = "notebooks.kubeflow.org/creator";
+/// Kind of Kubeflow's notebooks, version 1.
+pub const NOTEBOOK: &str = "Notebook";
 /// Field manager of everything that our controllers apply.
 pub const FIELD_MANAGER: &str = "tenancy-fixer";
 /// Lease that says which replica writes.
@@ -71,6 +97,8 @@ pub const LEASE: &str = "tenancy-fixer";
 pub const BINDING_PREFIX: &str = "bind-ml-pipeline-";
 /// Name of a tenant's EnvoyFilter in its own namespace.
 pub const ENVOY_FILTER: &str = "add-header";
+/// Name of the EnvoyFilter that takes the header off every other pod's requests, where only the owner's act as the owner.
+pub const REMOVE_HEADER_FILTER: &str = "remove-header";
 /// ServiceRole that the bindings refer to (Kubeflow before 1.3).
 pub const PIPELINES_ROLE: &str = "ml-pipeline-services";
 /// Label `app` of the API server of Kubeflow Pipelines.
@@ -81,3 +109,18 @@ pub const ISTIO_DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 pub const ISTIO_INJECTION: &str = "istio-injection";
 /// The latter of these.
 pub const ISTIO_REVISION: &str = "istio.io/rev";
+
+/// Volume of the launcher, and init container that copies it there.
+pub const LAUNCHER_VOLUME: &str = "tenancy-fixer-launcher";
+/// Where containers find that volume.
+pub const LAUNCHER_FOLDER: &str = "/kubeflow-extension/launcher";
+/// The launcher there.
+pub const LAUNCHER_PATH: &str = "/kubeflow-extension/launcher/launcher";
+/// Volume of the files by which the containers of a pod agree.
+pub const MARKERS_VOLUME: &str = "tenancy-fixer-markers";
+/// Where containers find that volume.
+pub const MARKERS_FOLDER: &str = "/kubeflow-extension/markers";
+/// User and group of our image.
+pub const UNPRIVILEGED_USER: u32 = 65532;
+/// Label of a pod that Argo runs for a workflow; it looks after sidecars itself.
+pub const ARGO_WORKFLOW_LABEL: &str = "workflows.argoproj.io/workflow";

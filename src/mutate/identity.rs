@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Settings;
-use super::view::{Container, PodSpec};
+use super::view::{Container, PodSpec, Proxy, items, text};
 use crate::admission::Outcome;
 use crate::admission::json::Node;
 use crate::cluster::identity::Identity;
@@ -18,7 +18,7 @@ const TOKEN_LIFETIME: u32 = 7200;
 /// Adds what the mode needs, but nothing that is already there (a PodDefault may have put it).
 /// `auto` looks at the pod itself: where the mesh has not been (yet), a token serves in any case.
 pub(super) fn give(spec: &PodSpec<'_>, identity: Identity, settings: &Settings, outcome: &mut Outcome) {
-    if identity == Identity::Header || (identity == Identity::Auto && spec.has_proxy) {
+    if identity == Identity::Header || (identity == Identity::Auto && spec.proxy != Proxy::None) {
         return;
     }
     let volume = volume_with_token(spec).map_or_else(|| free_volume_name(spec), |name| (name.to_owned(), true));
@@ -84,12 +84,4 @@ fn free_volume_name(spec: &PodSpec<'_>) -> (String, bool) {
     let numbered = (2..).map(|number| format!("{VOLUME}-{number}"));
     let name = std::iter::once(VOLUME.to_owned()).chain(numbered).find(|name| !taken(name));
     (name.unwrap_or_default(), false)
-}
-
-fn items(list: Option<Node<'_>>) -> impl Iterator<Item = Node<'_>> {
-    list.into_iter().flat_map(Node::items)
-}
-
-fn text<'d>(node: Node<'d>, name: &str) -> Option<&'d str> {
-    node.get(name).and_then(Node::text)
 }

@@ -8,8 +8,8 @@ use crate::admission::json::Node;
 use crate::admission::patch::Patch;
 use crate::cluster::names;
 
-/// Whether Katib has been here, and what of it we change. The proxy may be a classic or a native sidecar.
-pub(super) fn collectors<'s, 'd>(spec: &'s PodSpec<'d>) -> impl Iterator<Item = (usize, &'s Container<'d>)> {
+/// What Katib has added. The proxy may be a classic or a native sidecar.
+fn collectors<'s, 'd>(spec: &'s PodSpec<'d>) -> impl Iterator<Item = (usize, &'s Container<'d>)> {
     let is_collector = |container: &Container<'_>| names::KATIB_COLLECTORS.contains(&container.name);
     spec.containers.iter().enumerate().filter(move |(_, container)| is_collector(container))
 }

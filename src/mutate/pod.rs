@@ -1,32 +1,53 @@
 //! Pods: a notebook's gets the tenant label and its identity; a Katib trial's ends although it has a sidecar. Others are
 //! not ours.
 
-use super::view::{Metadata, PodSpec};
-use super::{Settings, Wish, identity, katib, warn_of_odd_wish};
-use crate::admission::Outcome;
+use super::right::{Right, is_granted};
+use super::view::{Metadata, PodSpec, Proxy};
+use super::{Settings, Surroundings, Wish, identity, kale, katib, lifecycle, warn_of_odd_wish};
 use crate::admission::json::{Node, Unexpected};
-use crate::admission::patch::Patch;
-use crate::cluster::identity::Identity;
+use crate::admission::{Outcome, Request};
 use crate::cluster::names;
 
-pub(super) fn decide(pod: Node<'_>, identity: Identity, settings: &Settings) -> Result<Outcome, Unexpected> {
+pub(super) fn decide(
+    pod: Node<'_>,
+    request: &Request<'_>,
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+) -> Result<Outcome, Unexpected> {
     let metadata = Metadata::read(pod)?;
     let spec = PodSpec::read(pod)?;
     if Wish::of(&metadata) == Wish::Out {
         return Ok(Wish::opted_out());
     }
-    if let Some(reason) = never_ours(&metadata, &spec) {
-        return Ok(Outcome::unchanged(reason));
+    let right = Right::of(pod, request, surroundings, settings)?;
+    let never_ours = never_ours(&metadata, &spec);
+    let is_notebook = never_ours.is_none()
+        && [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL].iter().any(|label| metadata.label(label).is_some());
+    let mut outcome = Outcome::default();
+    // A notebook's has to have the label, another one's may keep it: whatever it looks like, the mesh goes by the label.
+    let is_labelled = is_notebook || is_granted(&pod);
+    if is_labelled && metadata.exists {
+        let label = [(names::TENANT_LABEL, right.label(&metadata).to_owned())];
+        outcome.patch.entries("/metadata/labels", metadata.labels, label);
     }
-    if [names::NOTEBOOK_LABEL, names::WORKSPACE_LABEL].iter().any(|label| metadata.label(label).is_some()) {
-        return Ok(notebook(&metadata, &spec, identity, settings));
+    match never_ours {
+        Some(reason) => outcome.reason = reason.into(),
+        None if is_notebook => notebook(&metadata, &spec, surroundings, settings, &mut outcome),
+        None if Wish::of(&metadata) == Wish::In => {
+            workload(&metadata, &spec, surroundings, settings, &mut outcome);
+        }
+        None => return Ok(stranger(&metadata)),
     }
-    if Wish::of(&metadata) == Wish::In {
-        return Ok(workload(&spec));
+    if is_labelled {
+        right.tell(&mut outcome);
     }
-    let mut outcome = Outcome::unchanged("neither a notebook nor a tenant's job");
-    warn_of_odd_wish(&metadata, &mut outcome);
     Ok(outcome)
+}
+
+fn stranger(metadata: &Metadata<'_>) -> Outcome {
+    let mut outcome = Outcome::unchanged("neither a notebook nor a tenant's job");
+    warn_of_odd_wish(metadata, &mut outcome);
+    outcome
 }
 
 fn never_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static str> {
@@ -41,29 +62,35 @@ fn never_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static st
     }
 }
 
-fn notebook(metadata: &Metadata<'_>, spec: &PodSpec<'_>, identity: Identity, settings: &Settings) -> Outcome {
-    let mut outcome = Outcome { reason: "notebook pod".into(), ..Outcome::default() };
-    patch_label(metadata, &mut outcome.patch);
-    identity::give(spec, identity, settings, &mut outcome);
-    warn_of_odd_wish(metadata, &mut outcome);
-    outcome
+fn notebook(
+    metadata: &Metadata<'_>,
+    spec: &PodSpec<'_>,
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+    outcome: &mut Outcome,
+) {
+    outcome.reason = "notebook pod".into();
+    identity::give(spec, surroundings.identity.unwrap_or(settings.identity), settings, outcome);
+    warn_of_odd_wish(metadata, outcome);
 }
 
-/// A pod of a job or Trial that has our label: what Istio and Katib have made of it ends when its work does.
-fn workload(spec: &PodSpec<'_>) -> Outcome {
-    if !spec.has_proxy {
-        return Outcome::unchanged("no sidecar (yet)");
+/// A pod of a job or Trial that has our label: what Istio and Katib have made of it starts in order, and ends when its work does.
+fn workload(
+    metadata: &Metadata<'_>,
+    spec: &PodSpec<'_>,
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+    outcome: &mut Outcome,
+) {
+    if settings.kale_retries {
+        kale::retry(spec, &mut outcome.patch);
     }
-    if katib::collectors(spec).next().is_none() {
-        return Outcome::unchanged("no metrics collector (yet)");
+    if metadata.label(names::ARGO_WORKFLOW_LABEL).is_some() {
+        outcome.reason = "Argo looks after the sidecars of its own pods".into();
+        return;
     }
-    let mut outcome = Outcome { reason: "pod of a Katib trial with a sidecar".into(), ..Outcome::default() };
-    katib::wait_for_the_training_alone(spec, &mut outcome.patch);
-    outcome
-}
-
-fn patch_label(metadata: &Metadata<'_>, patch: &mut Patch) {
-    if metadata.exists {
-        patch.entries("/metadata/labels", metadata.labels, [(names::TENANT_LABEL, "true".to_owned())]);
+    if spec.proxy != Proxy::None {
+        katib::wait_for_the_training_alone(spec, &mut outcome.patch);
     }
+    lifecycle::arrange(spec, surroundings, settings, outcome);
 }

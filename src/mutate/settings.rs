@@ -3,6 +3,7 @@
 
 use clap::{Args, ValueEnum};
 
+use super::lifecycle::Lifecycle;
 use crate::admission::Endpoint;
 use crate::cluster::identity::Identity;
 use crate::cluster::kinds::{Templates, WorkloadKind};
@@ -35,7 +36,19 @@ pub struct Settings {
     #[arg(long, env = "TENANCY_FIXER_NATIVE_SIDECARS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     pub native_sidecars: bool,
 
-    /// Containers that are not the tenant's own and get no identity
+    /// How jobs start after their sidecar and end with it: by our static launcher, by the shell of the tenant's image, or not
+    #[arg(long, env = "TENANCY_FIXER_SIDECAR_LIFECYCLE", value_name = "HOW", default_value_t = Lifecycle::Launcher)]
+    pub sidecar_lifecycle: Lifecycle,
+
+    /// Image that brings the launcher into tenants' pods [default: the one that this pod runs]
+    #[arg(long, env = "TENANCY_FIXER_LAUNCHER_IMAGE", value_name = "IMAGE")]
+    pub launcher_image: Option<String>,
+
+    /// Whether Kale's wait for a pipeline goes on after an error of the network
+    #[arg(long, env = "TENANCY_FIXER_KALE_RETRIES", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub kale_retries: bool,
+
+    /// Containers that are not the tenant's own: they get no identity, and nobody waits for them
     #[arg(
         long,
         env = "TENANCY_FIXER_SIDECAR_CONTAINERS",
@@ -44,6 +57,34 @@ pub struct Settings {
         default_value = "istio-proxy,linkerd-proxy,vault-agent,metrics-logger-and-collector,metrics-collector"
     )]
     pub sidecar_containers: Vec<String>,
+
+    /// Whether only what a namespace's owner has made acts as the owner; a namespace's annotation kubeflow-extension/owner-only wins
+    #[arg(long, env = "TENANCY_FIXER_OWNER_ONLY", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
+    pub owner_only: bool,
+
+    /// Accounts whose creations count as the owner's in such a namespace, whoever is behind them
+    #[arg(long, env = "TENANCY_FIXER_OWNER_ONLY_TRUSTS", value_name = "USERS", value_delimiter = ',')]
+    pub owner_only_trusts: Vec<String>,
+
+    /// Accounts of controllers, which make pods and jobs of templates that somebody else has written
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_CONTROLLERS",
+        value_name = "USERS",
+        value_delimiter = ',',
+        default_value = "system:serviceaccount:kube-system:statefulset-controller,system:serviceaccount:kube-system:job-controller,system:kube-controller-manager,system:serviceaccount:kubeflow:katib-controller,system:serviceaccount:kubeflow:training-operator"
+    )]
+    pub controllers: Vec<String>,
+
+    /// Accounts whose word is taken on who has made a Notebook
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_NOTEBOOK_ACCOUNTS",
+        value_name = "USERS",
+        value_delimiter = ',',
+        default_value = "system:serviceaccount:kubeflow:jupyter-web-app-service-account"
+    )]
+    pub notebook_accounts: Vec<String>,
 
     /// Namespace of Kubeflow's shared services, where trials and jobs are left alone
     #[arg(long, env = "TENANCY_FIXER_KUBEFLOW_NAMESPACE", value_name = "NAME", default_value = names::KUBEFLOW_NAMESPACE)]
@@ -75,8 +116,16 @@ impl Settings {
             ("", "Pod") => Some(Endpoint::PodMutate),
             ("batch", "Job") => Some(Endpoint::JobMutate),
             (names::KUBEFLOW_GROUP, names::TRIAL) => Some(Endpoint::TrialMutate),
+            (names::KUBEFLOW_GROUP, names::EXPERIMENT) => Some(Endpoint::ExperimentMutate),
+            (names::KUBEFLOW_GROUP, names::NOTEBOOK) => Some(Endpoint::NotebookMutate),
             _ => self.workload(group, kind).map(|_| Endpoint::WorkloadMutate),
         }
+    }
+
+    /// Whether mutation needs to be told where the launcher comes from.
+    #[must_use]
+    pub fn needs_launcher_image(&self) -> bool {
+        self.sidecar_lifecycle == Lifecycle::Launcher && self.launcher_image.is_none()
     }
 
     /// The row of the workload table for a group and kind; an installation's own rows win.

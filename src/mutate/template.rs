@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::view::{Metadata, PodSpec};
-use super::{Settings, Wish, service_account, sidecar};
+use super::{Right, Settings, Wish, service_account, sidecar};
 use crate::admission::Outcome;
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::patch::{Patch, escape};
@@ -53,13 +53,13 @@ impl<'d> Template<'d> {
 
     /// Changes the template so that its pods are a tenant's and start and end with their sidecar.
     /// One that opts out by its own label stays as it is.
-    pub(super) fn edit(&self, settings: &Settings, outcome: &mut Outcome) {
+    pub(super) fn edit(&self, right: Right, settings: &Settings, outcome: &mut Outcome) {
         if Wish::of(&self.metadata) == Wish::Out {
             return;
         }
         let (annotations, warning) = sidecar::annotations(&self.metadata, settings);
         outcome.warnings.extend(warning);
-        self.set(labels(), annotations, &mut outcome.patch);
+        self.set(labels(right.label(&self.metadata)), annotations, &mut outcome.patch);
 
         if self.service_account_chosen {
             return;
@@ -91,15 +91,15 @@ impl<'d> Template<'d> {
 }
 
 /// The labels of every template that we edit.
-fn labels() -> Vec<(&'static str, String)> {
-    [names::TENANT_LABEL, names::ISTIO_INJECT].map(|label| (label, "true".to_owned())).into()
+fn labels(tenant: &str) -> Vec<(&'static str, String)> {
+    vec![(names::TENANT_LABEL, tenant.to_owned()), (names::ISTIO_INJECT, "true".to_owned())]
 }
 
 /// What [`Template::edit`] would make of an empty template.
-pub(super) fn fresh(settings: &Settings, with_service_account: bool) -> Value {
+pub(super) fn fresh(right: Right, settings: &Settings, with_service_account: bool) -> Value {
     let nothing = Metadata { exists: false, labels: None, annotations: None };
     let (annotations, _) = sidecar::annotations(&nothing, settings);
-    let metadata = json!({"labels": object(labels()), "annotations": object(annotations)});
+    let metadata = json!({"labels": object(labels(right.label(&nothing))), "annotations": object(annotations)});
     if with_service_account {
         json!({"metadata": metadata, "spec": {"serviceAccountName": settings.service_account}})
     } else {

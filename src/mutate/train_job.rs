@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::right::Right;
 use super::settings::{Settings, TrainJobPatches};
 use super::template::{Template, fresh};
 use crate::admission::Outcome;
@@ -27,6 +28,7 @@ struct Entry<'d> {
 pub(super) fn edit(
     train_job: Node<'_>,
     prefix: &str,
+    right: Right,
     settings: &Settings,
     outcome: &mut Outcome,
 ) -> Result<(), Unexpected> {
@@ -70,14 +72,14 @@ pub(super) fn edit(
     if !missing || ours.is_none() {
         for ((pointer, node), chosen) in editable {
             let template = Template::read(pointer.clone(), *node)?.with_service_account_chosen(chosen);
-            template.edit(settings, outcome);
+            template.edit(right, settings, outcome);
         }
     }
     if !missing {
         return Ok(());
     }
     let place = format!("{prefix}/spec/{field}");
-    let values = if field == PATCHES { vec![patch(&all, settings)] } else { overrides(&all, settings) };
+    let values = if field == PATCHES { vec![patch(&all, right, settings)] } else { overrides(&all, right, settings) };
     match (spec, list, ours) {
         (None, ..) => outcome.patch.add(format!("{prefix}/spec"), json!({ field: values })),
         (Some(_), None, _) => outcome.patch.add(place, values),
@@ -157,18 +159,18 @@ struct JobPatch {
     with_service_account: bool,
 }
 
-fn patch(jobs: &[JobPatch], settings: &Settings) -> Value {
+fn patch(jobs: &[JobPatch], right: Right, settings: &Settings) -> Value {
     let of_job = |wanted: &JobPatch| {
-        let template = fresh(settings, wanted.with_service_account);
+        let template = fresh(right, settings, wanted.with_service_account);
         json!({"name": wanted.job, "template": {"spec": {"template": template}}})
     };
     let jobs: Vec<Value> = jobs.iter().map(of_job).collect();
     json!({"manager": MANAGER, "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": jobs}}}})
 }
 
-fn overrides(jobs: &[JobPatch], settings: &Settings) -> Vec<Value> {
+fn overrides(jobs: &[JobPatch], right: Right, settings: &Settings) -> Vec<Value> {
     let of_job = |wanted: &JobPatch| {
-        let template = fresh(settings, wanted.with_service_account);
+        let template = fresh(right, settings, wanted.with_service_account);
         json!({"targetJobs": [{"name": wanted.job}], "metadata": template.get("metadata"), "spec": template.get("spec")})
     };
     jobs.iter().map(of_job).collect()

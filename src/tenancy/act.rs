@@ -10,19 +10,19 @@ use super::plan::fingerprint;
 use super::progress::lock;
 use super::state::{Fact, of_child};
 use super::watches::resource;
-use super::{Action, Child, ChildKind};
+use super::{Action, Child, ChildKind, Observed};
 use crate::cluster::names;
 
 impl Worker {
     pub(super) async fn act(&self, tenant: &str, action: Action<'_>) -> Result<(), Trouble> {
         match action {
-            Action::Create(child) => self.apply(tenant, child, false).await,
-            Action::Repair(child) => {
+            Action::Create(child) => self.apply(tenant, child, None).await,
+            Action::Repair(child, before) => {
                 // Somebody who undoes every repair gets them more and more slowly.
                 lock(&self.progress).entry(tenant.to_owned()).or_default().repair().map_err(Trouble::Contested)?;
-                self.apply(tenant, child, true).await
+                self.apply(tenant, child, Some(before)).await
             }
-            Action::Delete(kind, uid) => self.delete(tenant, kind, uid).await,
+            Action::Delete(kind, before) => self.delete(tenant, kind, before).await,
             Action::Taken(child) => {
                 let (namespace, name) = child.kind.place(tenant);
                 let kind = child.kind.kind();
@@ -37,7 +37,8 @@ impl Worker {
     }
 
     /// Server-side apply. Without force where nothing should be there: what is there after all is somebody else's.
-    async fn apply(&self, tenant: &str, child: &Child, repair: bool) -> Result<(), Trouble> {
+    async fn apply(&self, tenant: &str, child: &Child, before: Option<Observed>) -> Result<(), Trouble> {
+        let repair = before.is_some();
         let (namespace, name) = child.kind.place(tenant);
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.context.client.clone(), &namespace, &resource(child.kind));
@@ -49,8 +50,9 @@ impl Worker {
         let action = if repair { "repaired" } else { "created" };
         self.context.metrics.wrote(child.kind, action);
         let (wanted, became) = (fingerprint(&child.object), self.learn(tenant, child.kind, &stored));
-        let spec = child.object.get("spec").map(ToString::to_string);
-        info!(tenant, kind = child.kind.kind(), namespace, name, action, spec, "changed");
+        let before = before.map(|before| before.spec);
+        let (before, after) = (before.as_deref(), stored.data.get("spec").map(ToString::to_string));
+        info!(tenant, kind = child.kind.kind(), namespace, name, action, before, after, "changed");
         if let Some(became) = became.filter(|became| *became != wanted) {
             warn!(tenant, kind = child.kind.kind(), namespace, name, "it has fields of other managers, which stay");
             lock(&self.progress).entry(tenant.to_owned()).or_default().settled.insert(child.kind, (wanted, became));
@@ -63,10 +65,10 @@ impl Worker {
         Ok(())
     }
 
-    async fn delete(&self, tenant: &str, kind: ChildKind, uid: String) -> Result<(), Trouble> {
+    async fn delete(&self, tenant: &str, kind: ChildKind, before: Observed) -> Result<(), Trouble> {
         let (namespace, name) = kind.place(tenant);
         let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), &namespace, &resource(kind));
-        let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+        let preconditions = Preconditions { uid: Some(before.uid), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match api.delete(&name, &parameters).await {
             Ok(_) => {}
@@ -76,7 +78,8 @@ impl Worker {
         }
         self.context.state.write().children.remove(&(kind, tenant.to_owned()));
         self.context.metrics.wrote(kind, "deleted");
-        info!(tenant, kind = kind.kind(), namespace, name, action = "deleted", "changed");
+        let before = &*before.spec;
+        info!(tenant, kind = kind.kind(), namespace, name, action = "deleted", before, "changed");
         let note = format!("{} {namespace}/{name} was withdrawn", kind.kind());
         self.publish(tenant, EventType::Normal, "Withdrawn", &note).await;
         Ok(())
@@ -84,7 +87,7 @@ impl Worker {
 
     /// Takes what the API server answered into account at once, so that its event brings nothing new.
     fn learn(&self, tenant: &str, kind: ChildKind, stored: &DynamicObject) -> Option<u64> {
-        let (_, fact) = of_child(kind, stored)?;
+        let (_, fact) = of_child(&[kind], stored)?;
         let Fact::Child(_, observed) = &fact else { return None };
         let fingerprint = observed.fingerprint;
         fact.learn(tenant, &mut self.context.state.write());
@@ -104,6 +107,11 @@ pub(super) enum Trouble {
 impl Trouble {
     fn of(doing: &str, kind: ChildKind, error: &kube::Error) -> Self {
         Self::Api(format!("{doing} its {}: {error}", kind.kind()))
+    }
+
+    /// What the API server said when its pods were asked for.
+    pub(super) fn of_pods(error: &kube::Error) -> Self {
+        Self::Api(format!("listing its pods, which have to be known before the header goes: {error}"))
     }
 }
 

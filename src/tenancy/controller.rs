@@ -15,7 +15,7 @@ use tracing::warn;
 use super::act::Trouble;
 use super::progress::{Progress, lock, pause};
 use super::watches::{self, Listener};
-use super::{Child, ChildKind, Metrics, Observed, Offered, Settings, State, Verdict, plan};
+use super::{Child, ChildKind, Defaults, Grant, Metrics, Observed, Offered, Settings, State, Verdict, plan};
 use crate::cluster::identity::Identity;
 use crate::cluster::lease::{Held, Lease};
 use crate::cluster::names;
@@ -28,16 +28,16 @@ pub struct Context {
     pub client: Client,
     /// Of the capability.
     pub settings: Settings,
-    /// Identity of namespaces that do not name theirs.
-    pub identity: Identity,
+    /// What holds for namespaces that do not say otherwise.
+    pub defaults: Defaults,
+    /// Told once, when everything has been listed for the first time.
+    pub listed: watch::Sender<bool>,
     /// Filled by the watches of every replica; admission reads it too.
     pub state: Arc<State>,
     /// What is counted.
     pub metrics: Metrics,
     /// This replica, in Events and in the Lease.
     pub instance: String,
-    /// Called when everything has been listed, so that `state` can be relied on; maybe more than once.
-    pub listed: Box<dyn Fn() + Send + Sync>,
 }
 
 /// Every replica watches, until `end`; the one that holds the Lease writes, until `stop`.
@@ -110,14 +110,14 @@ impl Listener for Worker {
 
     fn synced(&self, offered: Option<Offered>) {
         if offered.is_some() {
-            (self.context.listed)();
+            self.context.listed.send_replace(true);
         }
         self.synced.send_replace(offered);
     }
 }
 
 impl Worker {
-    fn schedule(&self, tenant: &str, at: Instant) {
+    pub(super) fn schedule(&self, tenant: &str, at: Instant) {
         if let Some(queue) = &*lock(&self.queue) {
             // The receiver goes when the Lease does; then somebody else looks at everybody.
             let _ = queue.send(ScheduleRequest { message: tenant.to_owned(), run_at: at.into() });
@@ -200,10 +200,16 @@ impl Worker {
     }
 
     async fn reconcile(&self, tenant: &str, held: &Held, offered: Offered) -> Result<(), Trouble> {
-        let (verdict, children, found) = self.judge(tenant, offered);
+        let (verdict, mut children, found) = self.judge(tenant, offered);
         self.announce(tenant, &verdict).await;
         if verdict == Verdict::Terminating {
             return Ok(());
+        }
+        if let Verdict::Tenant(grant) = &verdict
+            && self.needs_header(tenant, grant, &found).await?
+        {
+            let grant = Grant { identity: Identity::Header, ..grant.clone() };
+            children = self.context.state.read().desired(tenant, &grant, offered, &self.context.settings);
         }
         for action in plan(&children, |kind| found.get(&kind).cloned()) {
             if !held.is_held() {
@@ -217,7 +223,7 @@ impl Worker {
     /// Reads the facts once, for the decision and for the comparison alike.
     fn judge(&self, tenant: &str, offered: Offered) -> (Verdict, Vec<Child>, HashMap<ChildKind, Observed>) {
         let facts = self.context.state.read();
-        let (verdict, children) = facts.judge(tenant, self.context.identity, offered, &self.context.settings);
+        let (verdict, children) = facts.judge(tenant, self.context.defaults, offered, &self.context.settings);
         let found = ChildKind::ALL
             .into_iter()
             .filter_map(|kind| Some((kind, facts.children.get(&(kind, tenant.to_owned()))?.clone())));

@@ -15,11 +15,19 @@ pub enum ChildKind {
     ServiceRoleBinding,
     /// Adds the owner's name to a tenant's requests, in its own namespace.
     EnvoyFilter,
+    /// Takes that header off all other requests of the namespace, where only its owner acts as the owner.
+    RemovingEnvoyFilter,
 }
 
 impl ChildKind {
-    /// All of them. What lets requests through comes before what makes them, so that none is refused in between.
-    pub const ALL: [Self; 3] = [Self::AuthorizationPolicy, Self::ServiceRoleBinding, Self::EnvoyFilter];
+    /// All of them. What forbids comes before what allows, and what lets requests through before what makes them, so that
+    /// none is let through that should not be, and none refused in between.
+    pub const ALL: [Self; 4] =
+        [Self::RemovingEnvoyFilter, Self::AuthorizationPolicy, Self::ServiceRoleBinding, Self::EnvoyFilter];
+
+    /// The same by what is listed and watched together.
+    pub(super) const BY_RESOURCE: [&[Self]; 3] =
+        [&[Self::EnvoyFilter, Self::RemovingEnvoyFilter], &[Self::AuthorizationPolicy], &[Self::ServiceRoleBinding]];
 
     /// Its name.
     #[must_use]
@@ -27,7 +35,7 @@ impl ChildKind {
         match self {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::ServiceRoleBinding => "ServiceRoleBinding",
-            Self::EnvoyFilter => "EnvoyFilter",
+            Self::EnvoyFilter | Self::RemovingEnvoyFilter => "EnvoyFilter",
         }
     }
 
@@ -37,7 +45,7 @@ impl ChildKind {
         match self {
             Self::AuthorizationPolicy => ("security.istio.io", "v1beta1"),
             Self::ServiceRoleBinding => ("rbac.istio.io", "v1alpha1"),
-            Self::EnvoyFilter => ("networking.istio.io", "v1alpha3"),
+            Self::EnvoyFilter | Self::RemovingEnvoyFilter => ("networking.istio.io", "v1alpha3"),
         }
     }
 
@@ -47,7 +55,7 @@ impl ChildKind {
         match self {
             Self::AuthorizationPolicy => "authorizationpolicies",
             Self::ServiceRoleBinding => "servicerolebindings",
-            Self::EnvoyFilter => "envoyfilters",
+            Self::EnvoyFilter | Self::RemovingEnvoyFilter => "envoyfilters",
         }
     }
 
@@ -56,6 +64,7 @@ impl ChildKind {
     pub fn place(self, tenant: &str) -> (String, String) {
         match self {
             Self::EnvoyFilter => (tenant.to_owned(), names::ENVOY_FILTER.to_owned()),
+            Self::RemovingEnvoyFilter => (tenant.to_owned(), names::REMOVE_HEADER_FILTER.to_owned()),
             Self::AuthorizationPolicy | Self::ServiceRoleBinding => {
                 (names::KUBEFLOW_NAMESPACE.to_owned(), format!("{}{tenant}", names::BINDING_PREFIX))
             }
@@ -67,6 +76,7 @@ impl ChildKind {
     pub fn tenant<'n>(self, namespace: &'n str, name: &'n str) -> Option<&'n str> {
         match self {
             Self::EnvoyFilter => (name == names::ENVOY_FILTER).then_some(namespace),
+            Self::RemovingEnvoyFilter => (name == names::REMOVE_HEADER_FILTER).then_some(namespace),
             Self::AuthorizationPolicy | Self::ServiceRoleBinding => {
                 name.strip_prefix(names::BINDING_PREFIX).filter(|_| namespace == names::KUBEFLOW_NAMESPACE)
             }
@@ -92,7 +102,7 @@ impl Offered {
         match kind {
             ChildKind::AuthorizationPolicy => self.authorization_policy,
             ChildKind::ServiceRoleBinding => self.service_role_binding,
-            ChildKind::EnvoyFilter => self.envoy_filter,
+            ChildKind::EnvoyFilter | ChildKind::RemovingEnvoyFilter => self.envoy_filter,
         }
     }
 }
@@ -123,10 +133,12 @@ pub fn desired(
             ChildKind::AuthorizationPolicy => authorization_policy(tenant, grant, settings),
             ChildKind::ServiceRoleBinding => service_role_binding(tenant, settings),
             ChildKind::EnvoyFilter => envoy_filter(grant, offered, settings),
+            ChildKind::RemovingEnvoyFilter => removing_envoy_filter(settings),
         };
         Child { kind, object: object(kind, tenant, namespace, &spec) }
     };
-    ChildKind::ALL.into_iter().filter(|kind| offered.has(*kind)).map(of_kind).collect()
+    let is_wanted = |kind: &ChildKind| *kind != ChildKind::RemovingEnvoyFilter || grant.owner_only;
+    ChildKind::ALL.into_iter().filter(|kind| offered.has(*kind)).filter(is_wanted).map(of_kind).collect()
 }
 
 /// Owned by the Namespace, so that the cluster removes it with it even while we are down; a cluster-scoped owner may own
@@ -177,6 +189,21 @@ fn envoy_filter(grant: &Grant, offered: Offered, settings: &Settings) -> Value {
     };
     // Envoys before 1.24 overlook append_action and would append. Removing comes first in all of them (envoy#5052).
     let value = json!({"request_headers_to_remove": [settings.userid_header], "request_headers_to_add": [header]});
+    json!({
+        "workloadSelector": {"labels": {names::TENANT_LABEL: "true"}},
+        "configPatches": patches(&value, settings),
+    })
+}
+
+/// For every pod of the namespace: without it one that is not the owner's could send the owner's name by itself, since
+/// the policy knows it by its service account, which all of them have. Labelled pods have both filters, and removing
+/// comes before adding.
+fn removing_envoy_filter(settings: &Settings) -> Value {
+    json!({"configPatches": patches(&json!({"request_headers_to_remove": [settings.userid_header]}), settings)})
+}
+
+/// One for each target.
+fn patches(value: &Value, settings: &Settings) -> Vec<Value> {
     let patch = |target: &String| {
         json!({
             "applyTo": "VIRTUAL_HOST",
@@ -187,10 +214,7 @@ fn envoy_filter(grant: &Grant, offered: Offered, settings: &Settings) -> Value {
             "patch": {"operation": "MERGE", "value": value},
         })
     };
-    json!({
-        "workloadSelector": {"labels": {names::TENANT_LABEL: "true"}},
-        "configPatches": settings.targets.iter().map(patch).collect::<Vec<_>>(),
-    })
+    settings.targets.iter().map(patch).collect()
 }
 
 /// As Istio names it: `ml-pipeline.kubeflow.svc.cluster.local:8888` for `ml-pipeline.kubeflow:8888`.

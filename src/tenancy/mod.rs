@@ -2,12 +2,13 @@
 //!
 //! `profile` judges whose a namespace is, `desired` says what it should have, `plan` compares that with what is there;
 //! these are pure. `watches` fill the `state` on every replica, `controller` carries the plans out on the one that holds the Lease (`act`
-//! writes, `tell` says so, `progress` is what it remembers). `survey` is one look for `tenancy-fixer check`.
+//! writes, `tell` says so, `moving` keeps the header while pods need it, `progress` is what it remembers). `survey` is one look for `tenancy-fixer check`.
 
 mod act;
 mod controller;
 mod desired;
 mod metrics;
+mod moving;
 mod plan;
 mod profile;
 mod progress;
@@ -21,7 +22,7 @@ pub use controller::{Context, run};
 pub use desired::{Child, ChildKind, Offered, desired};
 pub use metrics::Metrics;
 pub use plan::{Action, Observed, plan};
-pub use profile::{Grant, Mesh, NamespaceFacts, ProfileFacts, Verdict, verdict};
+pub use profile::{Defaults, Grant, Mesh, NamespaceFacts, ProfileFacts, Verdict, verdict};
 pub use settings::Settings;
-pub use state::State;
+pub use state::{Known, State};
 pub use survey::{Survey, survey};

@@ -2,13 +2,15 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::{Child, ChildKind};
 use crate::cluster::names;
 
-/// An object that is there. Only what is needed to compare it is kept, since a cluster has thousands.
+/// An object that is there. Only what is needed to compare it is kept, and its spec as text for the log, since a cluster
+/// has thousands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
     /// Its uid; a delete names it, so that it can only hit this one.
@@ -17,6 +19,8 @@ pub struct Observed {
     pub ours: bool,
     /// Of all that we would write.
     pub fingerprint: u64,
+    /// What a log line about its change has as `before`.
+    pub spec: Arc<str>,
 }
 
 impl Observed {
@@ -32,6 +36,7 @@ impl Observed {
                 .and_then(Value::as_str)
                 == Some("true"),
             fingerprint: fingerprint(object),
+            spec: object.get("spec").map(Value::to_string).unwrap_or_default().into(),
         }
     }
 }
@@ -41,10 +46,10 @@ impl Observed {
 pub enum Action<'d> {
     /// It is not there: make it, unless somebody else does so first.
     Create(&'d Child),
-    /// It is ours and not as it should be.
-    Repair(&'d Child),
+    /// It is ours and not as it should be: this it should be, and that it is.
+    Repair(&'d Child, Observed),
     /// It is ours and should not be there.
-    Delete(ChildKind, String),
+    Delete(ChildKind, Observed),
     /// It should be there, but its place is taken by an object that is not ours.
     Taken(&'d Child),
 }
@@ -54,12 +59,12 @@ pub enum Action<'d> {
 pub fn plan(desired: &[Child], observed: impl Fn(ChildKind) -> Option<Observed>) -> Vec<Action<'_>> {
     let wanted = |kind: ChildKind| desired.iter().find(|child| child.kind == kind);
     let withdrawn = ChildKind::ALL.into_iter().rev().filter(|kind| wanted(*kind).is_none());
-    let withdrawn = withdrawn
-        .filter_map(|kind| observed(kind).filter(|found| found.ours).map(|found| Action::Delete(kind, found.uid)));
+    let withdrawn =
+        withdrawn.filter_map(|kind| observed(kind).filter(|found| found.ours).map(|found| Action::Delete(kind, found)));
     let granted = desired.iter().filter_map(|child| match observed(child.kind) {
         None => Some(Action::Create(child)),
         Some(found) if !found.ours => Some(Action::Taken(child)),
-        Some(found) if found.fingerprint != fingerprint(&child.object) => Some(Action::Repair(child)),
+        Some(found) if found.fingerprint != fingerprint(&child.object) => Some(Action::Repair(child, found)),
         Some(_) => None,
     });
     withdrawn.chain(granted).collect()
@@ -111,7 +116,7 @@ mod tests {
             let other = &other;
             move |kind| (kind == ChildKind::EnvoyFilter).then(|| stored(other, ours))
         };
-        assert_eq!(plan(&desired, there(true)), [Action::Repair(&desired[0])]);
+        assert_eq!(plan(&desired, there(true)), [Action::Repair(&desired[0], stored(&other, true))]);
         assert_eq!(plan(&desired, there(false)), [Action::Taken(&desired[0])]);
         assert_eq!(plan(&[], there(false)), []);
     }
@@ -123,7 +128,9 @@ mod tests {
             .into_iter()
             .map(|action| if let Action::Delete(kind, _) = action { kind } else { panic!("{action:?}") })
             .collect();
-        assert_eq!(kinds, [ChildKind::EnvoyFilter, ChildKind::ServiceRoleBinding, ChildKind::AuthorizationPolicy]);
+        let (policy, binding) = (ChildKind::AuthorizationPolicy, ChildKind::ServiceRoleBinding);
+        // What forbids goes last.
+        assert_eq!(kinds, [ChildKind::EnvoyFilter, binding, policy, ChildKind::RemovingEnvoyFilter]);
     }
 
     #[test]

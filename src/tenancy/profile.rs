@@ -21,8 +21,36 @@ pub struct NamespaceFacts {
     pub opted_out: bool,
     /// Its annotation [`names::IDENTITY_ANNOTATION`].
     pub identity: Option<String>,
+    /// Its annotation [`names::OWNER_ONLY_ANNOTATION`].
+    pub owner_only: Option<String>,
+    /// Whether admission is asked about what is made in it: it has the label of a profile's namespace.
+    pub reviewed: bool,
     /// How its pods are in the mesh.
     pub mesh: Mesh,
+}
+
+impl NamespaceFacts {
+    /// What it says itself of whether only its owner acts as the owner; nothing is guessed.
+    ///
+    /// # Errors
+    /// Anything but `true` and `false`.
+    pub fn owner_only(&self) -> Result<Option<bool>, String> {
+        match self.owner_only.as_deref() {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(other) => Err(format!("{other:?} is none of true, false")),
+        }
+    }
+}
+
+/// What holds for namespaces that do not say otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// How their pods prove who they are.
+    pub identity: Identity,
+    /// Whether only what their owner has made acts as the owner.
+    pub owner_only: bool,
 }
 
 /// How Istio treats a namespace's pods.
@@ -55,6 +83,8 @@ pub struct Grant {
     pub owner: String,
     /// Never [`Identity::Auto`].
     pub identity: Identity,
+    /// Whether that is for what the owner has made, and for nothing else.
+    pub owner_only: bool,
 }
 
 /// Whose a namespace is.
@@ -81,17 +111,26 @@ pub fn verdict(
     name: &str,
     namespace: Option<&NamespaceFacts>,
     profile: Option<&ProfileFacts>,
-    default: Identity,
+    defaults: Defaults,
 ) -> Verdict {
     let Some(namespace) = namespace else { return Verdict::None("there is no such namespace") };
+    owner(name, namespace, profile).map_or_else(|verdict| verdict, |owner| granted(namespace, owner, defaults))
+}
+
+/// Whose a namespace is, or the verdict that it is nobody's.
+pub(super) fn owner<'p>(
+    name: &str,
+    namespace: &NamespaceFacts,
+    profile: Option<&'p ProfileFacts>,
+) -> Result<&'p str, Verdict> {
     if namespace.terminating {
-        return Verdict::Terminating;
+        return Err(Verdict::Terminating);
     }
-    let Some(profile) = profile else { return Verdict::None("there is no Profile of that name") };
+    let Some(profile) = profile else { return Err(Verdict::None("there is no Profile of that name")) };
     if namespace.opted_out {
-        return Verdict::None("opted out by label kubeflow-extension=false");
+        return Err(Verdict::None("opted out by label kubeflow-extension=false"));
     }
-    let refused = |reason, message: String| Verdict::Refused { reason, message };
+    let refused = |reason, message| Err(Verdict::Refused { reason, message });
     if let Some((controller, uid)) = &namespace.controller
         && (controller != name || *uid != profile.uid)
     {
@@ -117,10 +156,31 @@ pub fn verdict(
     if let Some(problem) = unfit(&profile.owner_name) {
         return refused("OwnerNameUnfit", format!("spec.owner.name {problem}; choose another name for this user"));
     }
-    match identity(namespace, default) {
-        Ok(identity) => Verdict::Tenant(Grant { owner: profile.owner_name.clone(), identity }),
-        Err(problem) => refused("IdentityUnknown", format!("annotation {}: {problem}", names::IDENTITY_ANNOTATION)),
+    Ok(&profile.owner_name)
+}
+
+fn granted(namespace: &NamespaceFacts, owner: &str, defaults: Defaults) -> Verdict {
+    let refused = |reason, message| Verdict::Refused { reason, message };
+    let identity = match identity(namespace, defaults.identity) {
+        Ok(identity) => identity,
+        Err(problem) => {
+            return refused("IdentityUnknown", format!("annotation {}: {problem}", names::IDENTITY_ANNOTATION));
+        }
+    };
+    let owner_only = match namespace.owner_only() {
+        Ok(owner_only) => owner_only.unwrap_or(defaults.owner_only),
+        Err(problem) => {
+            return refused("OwnerOnlyUnknown", format!("annotation {}: {problem}", names::OWNER_ONLY_ANNOTATION));
+        }
+    };
+    if owner_only && identity == Identity::Header && !namespace.reviewed {
+        let (label, value) = names::PROFILE_NAMESPACE_LABEL;
+        let message = format!(
+            "it is for its owner only, but nobody judges its pods: the webhooks go by the namespace's label {label}={value}; add it"
+        );
+        return refused("OwnerOnlyNotReviewed", message);
     }
+    Verdict::Tenant(Grant { owner: owner.to_owned(), identity, owner_only })
 }
 
 /// What keeps a name from standing in a header and in a policy as itself.
@@ -174,6 +234,7 @@ mod tests {
             uid: "namespace".into(),
             owner: Some("alice@example.com".into()),
             controller: Some(("alice".into(), "profile".into())),
+            reviewed: true,
             mesh: Mesh::Sidecars,
             ..NamespaceFacts::default()
         }
@@ -184,11 +245,13 @@ mod tests {
     }
 
     fn judged(namespace: &NamespaceFacts, profile: &ProfileFacts) -> Verdict {
-        verdict("alice", Some(namespace), Some(profile), Identity::Header)
+        verdict("alice", Some(namespace), Some(profile), DEFAULTS)
     }
 
+    const DEFAULTS: Defaults = Defaults { identity: Identity::Header, owner_only: false };
+
     fn granted(identity: Identity) -> Verdict {
-        Verdict::Tenant(Grant { owner: "alice@example.com".into(), identity })
+        Verdict::Tenant(Grant { owner: "alice@example.com".into(), identity, owner_only: false })
     }
 
     fn refusal(verdict: &Verdict) -> &'static str {
@@ -205,8 +268,8 @@ mod tests {
 
     #[test]
     fn a_namespace_without_its_counterpart_is_nobodys() {
-        assert!(matches!(verdict("alice", None, Some(&profile()), Identity::Header), Verdict::None(_)));
-        assert!(matches!(verdict("alice", Some(&namespace()), None, Identity::Header), Verdict::None(_)));
+        assert!(matches!(verdict("alice", None, Some(&profile()), DEFAULTS), Verdict::None(_)));
+        assert!(matches!(verdict("alice", Some(&namespace()), None, DEFAULTS), Verdict::None(_)));
         let opted_out = NamespaceFacts { opted_out: true, ..namespace() };
         assert!(matches!(judged(&opted_out, &profile()), Verdict::None(_)));
         let terminating = NamespaceFacts { terminating: true, ..namespace() };
@@ -264,5 +327,27 @@ mod tests {
         let without_sidecars = NamespaceFacts { mesh: Mesh::None, ..with("auto") };
         assert_eq!(judged(&without_sidecars, &profile()), granted(Identity::Token));
         assert_eq!(refusal(&judged(&with("Token"), &profile())), "IdentityUnknown");
+    }
+
+    #[test]
+    fn a_namespace_is_for_its_owner_only_where_that_can_be_judged() {
+        let says = |text: &str| NamespaceFacts { owner_only: Some(text.into()), ..namespace() };
+        let owner_only = |namespace: &NamespaceFacts, default: bool| {
+            let defaults = Defaults { owner_only: default, ..DEFAULTS };
+            match verdict("alice", Some(namespace), Some(&profile()), defaults) {
+                Verdict::Tenant(grant) => grant.owner_only,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(owner_only(&says("true"), false));
+        assert!(!owner_only(&says("false"), true));
+        assert!(owner_only(&namespace(), true));
+        for typo in ["True", "yes", ""] {
+            assert_eq!(refusal(&judged(&says(typo), &profile())), "OwnerOnlyUnknown");
+        }
+        let not_reviewed = NamespaceFacts { reviewed: false, ..says("true") };
+        assert_eq!(refusal(&judged(&not_reviewed, &profile())), "OwnerOnlyNotReviewed");
+        let by_token = NamespaceFacts { identity: Some("token".into()), ..not_reviewed };
+        assert!(matches!(judged(&by_token, &profile()), Verdict::Tenant(_)), "no label is of any use there");
     }
 }

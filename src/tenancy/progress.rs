@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
+
 use super::ChildKind;
 
 /// Pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
@@ -22,6 +24,10 @@ pub(super) struct Progress {
     pub(super) state: Option<&'static str>,
     /// Last trouble that was told, so that it is told once.
     pub(super) told: Option<String>,
+    /// Last thing of no harm that was said, so that it is said once.
+    pub(super) said: Option<String>,
+    /// When we saw that it is to have tokens in place of the header.
+    pub(super) moving_since: Option<Timestamp>,
     /// Failures in a row.
     pub(super) failures: u32,
     /// No attempt before this time.

@@ -8,8 +8,10 @@ use kube::ResourceExt as _;
 use kube::api::{DynamicObject, PartialObjectMeta};
 use serde_json::Value;
 
+use super::profile::owner;
 use super::{
-    Child, ChildKind, Mesh, NamespaceFacts, Observed, Offered, ProfileFacts, Settings, Verdict, desired, verdict,
+    Child, ChildKind, Defaults, Grant, Mesh, NamespaceFacts, Observed, Offered, ProfileFacts, Settings, Verdict,
+    desired, verdict,
 };
 use crate::cluster::identity::Identity;
 use crate::cluster::names;
@@ -24,12 +26,36 @@ pub(super) struct Facts {
     pub(super) namespaces: HashMap<String, NamespaceFacts>,
     pub(super) profiles: HashMap<String, ProfileFacts>,
     pub(super) children: HashMap<(ChildKind, String), Observed>,
+    /// Who has made a Notebook, by `NAMESPACE/NAME`.
+    pub(super) creators: HashMap<String, Option<String>>,
+}
+
+/// What admission has to know of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// What it says of its pods' identity, where it says anything that we understand.
+    pub identity: Option<Identity>,
+    /// Whether it says that only its owner acts as the owner. Something that we do not understand is a yes.
+    pub owner_only: Option<bool>,
+    /// Its owner, beyond doubt.
+    pub owner: Option<String>,
 }
 
 impl State {
-    /// What a namespace says of its pods' identity, where it says anything that we understand.
-    pub fn identity(&self, namespace: &str) -> Option<Identity> {
-        self.read().namespaces.get(namespace)?.identity.as_deref()?.parse().ok()
+    /// What admission has to know of a namespace.
+    pub fn known(&self, namespace: &str) -> Known {
+        let facts = self.read();
+        let Some(found) = facts.namespaces.get(namespace) else { return Known::default() };
+        Known {
+            identity: found.identity.as_deref().and_then(|identity| identity.parse().ok()),
+            owner_only: found.owner_only().unwrap_or(Some(true)),
+            owner: owner(namespace, found, facts.profiles.get(namespace)).ok().map(str::to_owned),
+        }
+    }
+
+    /// Who has made a Notebook, where that is known beyond doubt.
+    pub fn creator(&self, namespace: &str, notebook: &str) -> Option<String> {
+        self.read().creators.get(&format!("{namespace}/{notebook}"))?.clone()
     }
 
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Facts> {
@@ -52,17 +78,22 @@ impl Facts {
     pub(super) fn judge(
         &self,
         tenant: &str,
-        identity: Identity,
+        defaults: Defaults,
         offered: Offered,
         settings: &Settings,
     ) -> (Verdict, Vec<Child>) {
         let namespace = self.namespaces.get(tenant);
-        let verdict = verdict(tenant, namespace, self.profiles.get(tenant), identity);
-        let children = match (&verdict, namespace) {
-            (Verdict::Tenant(grant), Some(namespace)) => desired(tenant, namespace, grant, offered, settings),
+        let verdict = verdict(tenant, namespace, self.profiles.get(tenant), defaults);
+        let children = match &verdict {
+            Verdict::Tenant(grant) => self.desired(tenant, grant, offered, settings),
             _ => Vec::new(),
         };
         (verdict, children)
+    }
+
+    /// What a tenant should have by a grant.
+    pub(super) fn desired(&self, tenant: &str, grant: &Grant, offered: Offered, settings: &Settings) -> Vec<Child> {
+        self.namespaces.get(tenant).map_or(Vec::new(), |namespace| desired(tenant, namespace, grant, offered, settings))
     }
 }
 
@@ -72,14 +103,21 @@ pub(super) enum Source {
     Namespaces,
     Profiles,
     Children(ChildKind),
+    Notebooks,
 }
 
 impl Source {
+    /// Whether what it has is about a tenant, who has to be looked at when it changes.
+    pub(super) fn is_about_tenants(self) -> bool {
+        self != Self::Notebooks
+    }
+
     /// Forgets what a complete list did not have; who has to be looked at because of that.
     pub(super) fn forget_all_but(self, listed: &HashSet<String>, facts: &mut Facts) -> Vec<String> {
         let known: Vec<String> = match self {
             Self::Namespaces => facts.namespaces.keys().cloned().collect(),
             Self::Profiles => facts.profiles.keys().cloned().collect(),
+            Self::Notebooks => facts.creators.keys().cloned().collect(),
             Self::Children(kind) => {
                 facts.children.keys().filter(|(of, _)| *of == kind).map(|(_, tenant)| tenant.clone()).collect()
             }
@@ -95,6 +133,7 @@ impl Source {
         match self {
             Self::Namespaces => drop(facts.namespaces.remove(tenant)),
             Self::Profiles => drop(facts.profiles.remove(tenant)),
+            Self::Notebooks => drop(facts.creators.remove(tenant)),
             Self::Children(kind) => drop(facts.children.remove(&(kind, tenant.to_owned()))),
         }
     }
@@ -106,14 +145,26 @@ pub(super) enum Fact {
     Namespace(NamespaceFacts),
     Profile(ProfileFacts),
     Child(ChildKind, Observed),
+    Creator(Option<String>),
 }
 
 impl Fact {
+    /// Where it is from.
+    pub(super) const fn source(&self) -> Source {
+        match self {
+            Self::Namespace(_) => Source::Namespaces,
+            Self::Profile(_) => Source::Profiles,
+            Self::Child(kind, _) => Source::Children(*kind),
+            Self::Creator(_) => Source::Notebooks,
+        }
+    }
+
     /// Takes it into account; whether that changed anything.
     pub(super) fn learn(self, tenant: &str, facts: &mut Facts) -> bool {
         match self {
             Self::Namespace(fact) => facts.namespaces.insert(tenant.to_owned(), fact.clone()) != Some(fact),
             Self::Profile(fact) => facts.profiles.insert(tenant.to_owned(), fact.clone()) != Some(fact),
+            Self::Creator(fact) => facts.creators.insert(tenant.to_owned(), fact.clone()) != Some(fact),
             Self::Child(kind, fact) => facts.children.insert((kind, tenant.to_owned()), fact.clone()) != Some(fact),
         }
     }
@@ -136,6 +187,8 @@ pub(super) fn of_namespace(namespace: &PartialObjectMeta<Namespace>) -> (String,
         controller: controller.map(|owner| (owner.name.clone(), owner.uid.clone())),
         opted_out: label(names::TENANT_LABEL) == Some("false"),
         identity: annotations.get(names::IDENTITY_ANNOTATION).cloned(),
+        owner_only: annotations.get(names::OWNER_ONLY_ANNOTATION).cloned(),
+        reviewed: label(names::PROFILE_NAMESPACE_LABEL.0) == Some(names::PROFILE_NAMESPACE_LABEL.1),
         mesh: if label(names::ISTIO_DATAPLANE_MODE) == Some("ambient") {
             Mesh::Ambient
         } else if label(names::ISTIO_INJECTION) == Some("enabled") || label(names::ISTIO_REVISION).is_some() {
@@ -158,10 +211,16 @@ pub(super) fn of_profile(profile: &DynamicObject) -> (String, Fact) {
     (profile.name_any(), Fact::Profile(facts))
 }
 
-/// The facts of an object that a tenant has, or that is in the place of one.
-pub(super) fn of_child(kind: ChildKind, object: &DynamicObject) -> Option<(String, Fact)> {
+/// The facts of a Notebook.
+pub(super) fn of_notebook(notebook: &PartialObjectMeta<DynamicObject>) -> Option<(String, Fact)> {
+    let key = format!("{}/{}", notebook.namespace()?, notebook.name_any());
+    Some((key, Fact::Creator(notebook.annotations().get(names::CREATOR_ANNOTATION).cloned())))
+}
+
+/// The facts of an object that a tenant has, or that is in the place of one, given the kinds that it may be of.
+pub(super) fn of_child(kinds: &[ChildKind], object: &DynamicObject) -> Option<(String, Fact)> {
     let (namespace, name) = (object.namespace()?, object.name_any());
-    let tenant = kind.tenant(&namespace, &name)?.to_owned();
+    let (kind, tenant) = kinds.iter().find_map(|kind| Some((*kind, kind.tenant(&namespace, &name)?.to_owned())))?;
     let object = serde_json::to_value(object).ok()?;
     Some((tenant, Fact::Child(kind, Observed::of(&object))))
 }

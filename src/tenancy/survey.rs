@@ -10,8 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::state::{Fact, Facts, of_child, of_namespace, of_profile};
 use super::watches::{Served, discover, profiles, resource};
-use super::{Action, ChildKind, Settings, Verdict, plan};
-use crate::cluster::identity::Identity;
+use super::{Action, ChildKind, Defaults, Settings, Verdict, plan};
 use crate::cluster::names;
 
 /// Objects asked for at once, as client-go does.
@@ -36,7 +35,7 @@ struct Tenant {
 ///
 /// # Errors
 /// What the API server refuses or does not answer.
-pub async fn survey(client: &Client, settings: &Settings, identity: Identity) -> kube::Result<Survey> {
+pub async fn survey(client: &Client, settings: &Settings, defaults: Defaults) -> kube::Result<Survey> {
     let served = discover(client).await?;
     let mut facts = Facts::default();
     list(&Api::<PartialObjectMeta<Namespace>>::all(client.clone()), &mut facts, |object| Some(of_namespace(object)))
@@ -47,11 +46,14 @@ pub async fn survey(client: &Client, settings: &Settings, identity: Identity) ->
         })
         .await?;
     }
-    for kind in ChildKind::ALL.into_iter().filter(|kind| served.offered.has(*kind)) {
-        list(&Api::all_with(client.clone(), &resource(kind)), &mut facts, |object| of_child(kind, object)).await?;
+    for kinds in ChildKind::BY_RESOURCE {
+        if let Some(kind) = kinds.first().filter(|kind| served.offered.has(**kind)) {
+            list(&Api::all_with(client.clone(), &resource(*kind)), &mut facts, |object| of_child(kinds, object))
+                .await?;
+        }
     }
     let tenants =
-        facts.tenants().into_iter().map(|name| Tenant::of(name, &facts, served, settings, identity)).collect();
+        facts.tenants().into_iter().map(|name| Tenant::of(name, &facts, served, settings, defaults)).collect();
     Ok(Survey { served, tenants })
 }
 
@@ -73,8 +75,8 @@ where
 }
 
 impl Tenant {
-    fn of(name: String, facts: &Facts, served: Served, settings: &Settings, identity: Identity) -> Self {
-        let (verdict, children) = facts.judge(&name, identity, served.offered, settings);
+    fn of(name: String, facts: &Facts, served: Served, settings: &Settings, defaults: Defaults) -> Self {
+        let (verdict, children) = facts.judge(&name, defaults, served.offered, settings);
         let found = |kind| facts.children.get(&(kind, name.clone())).cloned();
         let missing = match verdict {
             // All of it goes by itself.
@@ -92,7 +94,7 @@ fn said(action: &Action<'_>, tenant: &str) -> String {
     };
     match action {
         Action::Create(child) => format!("{} is missing", place(child.kind)),
-        Action::Repair(child) => format!("{} is not as it should be", place(child.kind)),
+        Action::Repair(child, _) => format!("{} is not as it should be", place(child.kind)),
         Action::Delete(kind, _) => format!("{} should not be there", place(*kind)),
         Action::Taken(child) => {
             format!("{} is there without our label {}=true", place(child.kind), names::TENANT_LABEL)
@@ -115,8 +117,8 @@ impl fmt::Display for Survey {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let served = |served: bool| if served { "served" } else { "not served" };
         writeln!(out, "{:<22} {}", names::PROFILE, served(self.served.profiles))?;
-        for kind in ChildKind::ALL {
-            writeln!(out, "{:<22} {}", kind.kind(), served(self.served.offered.has(kind)))?;
+        for kind in ChildKind::BY_RESOURCE.into_iter().filter_map(<[_]>::first) {
+            writeln!(out, "{:<22} {}", kind.kind(), served(self.served.offered.has(*kind)))?;
         }
         for Tenant { name, verdict, missing } in &self.tenants {
             match verdict {
@@ -125,7 +127,8 @@ impl fmt::Display for Survey {
                         .identity
                         .to_possible_value()
                         .map_or_else(String::new, |value| value.get_name().to_owned());
-                    writeln!(out, "tenant {name}: acts as {} by {identity}", grant.owner)?;
+                    let whoever = if grant.owner_only { ", where its owner has made it" } else { "" };
+                    writeln!(out, "tenant {name}: acts as {} by {identity}{whoever}", grant.owner)?;
                 }
                 Verdict::None(reason) => writeln!(out, "tenant {name}: nothing is granted: {reason}")?,
                 Verdict::Refused { message, .. } => writeln!(out, "tenant {name}: REFUSED: {message}")?,

@@ -43,7 +43,7 @@ impl Worker {
             }
             *told = Some(message.to_owned());
         }
-        warn!(tenant, reason, message, "nothing is granted");
+        warn!(tenant, reason, detail = message, "nothing is granted");
         self.publish(tenant, EventType::Warning, reason, message).await;
     }
 

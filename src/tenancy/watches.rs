@@ -1,20 +1,19 @@
 //! The watches: what the cluster offers, and what is in it, into the [`State`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, SelectAll, StreamExt as _};
+use futures::stream::{BoxStream, SelectAll, Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
+use kube::{Api, Client};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::state::{Fact, Source, of_child, of_namespace, of_profile};
+use super::state::{Fact, Source, of_child, of_namespace, of_notebook, of_profile};
 use super::{ChildKind, Metrics, Offered, State};
 use crate::cluster::names;
 
@@ -25,6 +24,7 @@ const DISCOVERY_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Served {
     pub(super) profiles: bool,
+    pub(super) notebooks: bool,
     pub(super) offered: Offered,
 }
 
@@ -55,10 +55,10 @@ fn announce(served: Served) {
         ChildKind::ALL
             .into_iter()
             .filter(move |kind| served.offered.has(*kind) == has)
-            .map(ChildKind::kind)
-            .collect::<Vec<_>>()
+            .map(ChildKind::plural)
+            .collect::<BTreeSet<_>>()
     };
-    info!(profiles = served.profiles, served = ?kinds(true), absent = ?kinds(false), "what the cluster offers to tenancy");
+    info!(profiles = served.profiles, notebooks = served.notebooks, served = ?kinds(true), absent = ?kinds(false), "what the cluster offers to tenancy");
 }
 
 /// What is served, once that can be told and differs from what was.
@@ -88,7 +88,7 @@ pub(super) async fn discover(client: &Client) -> kube::Result<Served> {
             .any(|found| found.name == group && found.versions.iter().any(|found| found.version == version))
     };
     let mut has = HashMap::new();
-    for kind in ChildKind::ALL {
+    for kind in ChildKind::BY_RESOURCE.into_iter().filter_map(<[_]>::first).copied() {
         let (group, version) = kind.api();
         // A group may be served without this kind of it.
         let resources = if serves(group, version) {
@@ -98,16 +98,16 @@ pub(super) async fn discover(client: &Client) -> kube::Result<Served> {
         };
         has.insert(kind, resources.iter().any(|resource| resource.name == kind.plural()));
     }
-    let profiles = serves(names::KUBEFLOW_GROUP, "v1")
-        && client
-            .list_api_group_resources("kubeflow.org/v1")
-            .await?
-            .resources
-            .iter()
-            .any(|resource| resource.name == "profiles");
+    let of_kubeflow = if serves(names::KUBEFLOW_GROUP, "v1") {
+        client.list_api_group_resources("kubeflow.org/v1").await?.resources
+    } else {
+        Vec::new()
+    };
+    let of_kubeflow = |plural: &str| of_kubeflow.iter().any(|resource| resource.name == plural);
     let has = |kind| has.get(&kind).copied().unwrap_or_default();
     Ok(Served {
-        profiles,
+        profiles: of_kubeflow("profiles"),
+        notebooks: of_kubeflow("notebooks"),
         offered: Offered {
             envoy_filter: has(ChildKind::EnvoyFilter),
             authorization_policy: has(ChildKind::AuthorizationPolicy),
@@ -125,6 +125,11 @@ pub(super) fn resource(kind: ChildKind) -> ApiResource {
 /// The resource of Profiles.
 pub(super) fn profiles() -> ApiResource {
     api_resource(names::KUBEFLOW_GROUP, "v1", names::PROFILE, "profiles")
+}
+
+/// The resource of Notebooks.
+fn notebooks() -> ApiResource {
+    api_resource(names::KUBEFLOW_GROUP, "v1", names::NOTEBOOK, "notebooks")
 }
 
 fn api_resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
@@ -146,69 +151,88 @@ enum Step {
     /// The list is complete.
     Complete,
     Changed(String, Fact),
-    Gone(String),
+    Gone(String, Source),
     /// It begins again by itself, after a while.
     Failed(watcher::Error),
 }
 
 /// Follows all watches; ends only with its future.
 async fn follow(client: &Client, served: Served, state: &State, listener: &impl Listener) {
-    let mut watches: SelectAll<BoxStream<'static, (Source, Step)>> = SelectAll::new();
-    watches.push(steps(Source::Namespaces, Api::<PartialObjectMeta<Namespace>>::all(client.clone()), None, |object| {
+    let mut watches: SelectAll<BoxStream<'static, (&'static [Source], Step)>> = SelectAll::new();
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+    watches.push(steps(&[Source::Namespaces], watcher(namespaces, watcher::Config::default()), |object| {
         Some(of_namespace(object))
     }));
     if served.profiles {
         let api = Api::all_with(client.clone(), &profiles());
-        watches.push(steps(Source::Profiles, api, None, |object: &DynamicObject| Some(of_profile(object))));
+        let profiles = watcher(api, watcher::Config::default());
+        watches.push(steps(&[Source::Profiles], profiles, |object: &DynamicObject| Some(of_profile(object))));
     }
-    for kind in ChildKind::ALL.into_iter().filter(|kind| served.offered.has(*kind)) {
-        // Not by our label: what stands in our place without it has to be seen as well.
-        let (api, field) = match kind {
-            ChildKind::EnvoyFilter => {
-                (Api::all_with(client.clone(), &resource(kind)), Some(format!("metadata.name={}", names::ENVOY_FILTER)))
-            }
-            _ => (Api::namespaced_with(client.clone(), names::KUBEFLOW_NAMESPACE, &resource(kind)), None),
+    if served.notebooks {
+        let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &notebooks());
+        watches.push(steps(&[Source::Notebooks], watcher(api, watcher::Config::default()), of_notebook));
+    }
+    for kinds in ChildKind::BY_RESOURCE {
+        let Some(kind) = kinds.first().copied().filter(|kind| served.offered.has(*kind)) else { continue };
+        // Neither by our label nor by name: what stands in our place without it has to be seen as well.
+        let api = match kind {
+            ChildKind::EnvoyFilter => Api::all_with(client.clone(), &resource(kind)),
+            _ => Api::namespaced_with(client.clone(), names::KUBEFLOW_NAMESPACE, &resource(kind)),
         };
-        watches.push(steps(Source::Children(kind), api, field, move |object: &DynamicObject| of_child(kind, object)));
+        let children = watcher(api, watcher::Config::default());
+        watches.push(steps(sources(kind), children, move |object: &DynamicObject| of_child(kinds, object)));
     }
     forget_what_is_not_served(served, state);
 
     let mut incomplete = watches.len();
     let mut lists: HashMap<Source, HashSet<String>> = HashMap::new();
     let mut complete: HashSet<Source> = HashSet::new();
-    while let Some((source, step)) = watches.next().await {
+    let learn = |tenant: &str, fact: Fact| {
+        let is_about_tenants = fact.source().is_about_tenants();
+        if fact.learn(tenant, &mut state.write()) && is_about_tenants {
+            listener.wake(tenant);
+        }
+    };
+    while let Some((sources, step)) = watches.next().await {
         match step {
-            Step::Begin => drop(lists.insert(source, HashSet::new())),
+            Step::Begin => sources.iter().for_each(|source| drop(lists.insert(*source, HashSet::new()))),
             Step::Listed(tenant, fact) => {
-                lists.entry(source).or_default().insert(tenant.clone());
-                if fact.learn(&tenant, &mut state.write()) {
-                    listener.wake(&tenant);
-                }
+                lists.entry(fact.source()).or_default().insert(tenant.clone());
+                learn(&tenant, fact);
             }
             Step::Complete => {
-                let listed = lists.remove(&source).unwrap_or_default();
-                let gone = source.forget_all_but(&listed, &mut state.write());
-                for tenant in &gone {
-                    listener.wake(tenant);
+                for source in sources {
+                    let listed = lists.remove(source).unwrap_or_default();
+                    let gone = source.forget_all_but(&listed, &mut state.write());
+                    gone.iter().filter(|_| source.is_about_tenants()).for_each(|tenant| listener.wake(tenant));
                 }
-                if complete.insert(source) {
+                if sources.iter().all(|source| complete.insert(*source)) {
                     incomplete -= 1;
                     if incomplete == 0 {
                         listener.synced(Some(served.offered));
                     }
                 }
             }
-            Step::Changed(tenant, fact) => {
-                if fact.learn(&tenant, &mut state.write()) {
+            Step::Changed(tenant, fact) => learn(&tenant, fact),
+            Step::Gone(tenant, source) => {
+                source.forget(&tenant, &mut state.write());
+                if source.is_about_tenants() {
                     listener.wake(&tenant);
                 }
             }
-            Step::Gone(tenant) => {
-                source.forget(&tenant, &mut state.write());
-                listener.wake(&tenant);
-            }
-            Step::Failed(error) => warn!(?source, %error, "a watch was interrupted and begins again"),
+            Step::Failed(error) => warn!(?sources, %error, "a watch was interrupted and begins again"),
         }
+    }
+}
+
+/// What is listed and watched together with a kind.
+const fn sources(kind: ChildKind) -> &'static [Source] {
+    match kind {
+        ChildKind::EnvoyFilter | ChildKind::RemovingEnvoyFilter => {
+            &[Source::Children(ChildKind::EnvoyFilter), Source::Children(ChildKind::RemovingEnvoyFilter)]
+        }
+        ChildKind::AuthorizationPolicy => &[Source::Children(ChildKind::AuthorizationPolicy)],
+        ChildKind::ServiceRoleBinding => &[Source::Children(ChildKind::ServiceRoleBinding)],
     }
 }
 
@@ -219,30 +243,28 @@ fn forget_what_is_not_served(served: Served, state: &State) {
     if !served.profiles {
         facts.profiles.clear();
     }
+    if !served.notebooks {
+        facts.creators.clear();
+    }
 }
 
-fn steps<K>(
-    source: Source,
-    api: Api<K>,
-    fields: Option<String>,
+fn steps<K: Send + 'static>(
+    sources: &'static [Source],
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
     read: impl Fn(&K) -> Option<(String, Fact)> + Send + 'static,
-) -> BoxStream<'static, (Source, Step)>
-where
-    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    let config = watcher::Config { field_selector: fields, ..watcher::Config::default() };
+) -> BoxStream<'static, (&'static [Source], Step)> {
     let step = move |event| {
         let step = match event {
             Ok(Event::Init) => Step::Begin,
             Ok(Event::InitDone) => Step::Complete,
             Ok(Event::InitApply(object)) => read(&object).map(|(tenant, fact)| Step::Listed(tenant, fact))?,
             Ok(Event::Apply(object)) => read(&object).map(|(tenant, fact)| Step::Changed(tenant, fact))?,
-            Ok(Event::Delete(object)) => read(&object).map(|(tenant, _)| Step::Gone(tenant))?,
+            Ok(Event::Delete(object)) => read(&object).map(|(tenant, fact)| Step::Gone(tenant, fact.source()))?,
             Err(error) => Step::Failed(error),
         };
-        Some((source, step))
+        Some((sources, step))
     };
-    watcher(api, config).default_backoff().filter_map(move |event| std::future::ready(step(event))).boxed()
+    events.default_backoff().filter_map(move |event| std::future::ready(step(event))).boxed()
 }
 
 /// Keeps the trait's methods usable behind a shared pointer.

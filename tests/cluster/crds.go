@@ -35,6 +35,8 @@ var sources = []struct {
 }{
 	{"istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml", []string{
 		"envoyfilters.networking.istio.io", "authorizationpolicies.security.istio.io"}},
+	{"github.com/cert-manager/cert-manager", "deploy/crds/cert-manager.io_certificates.yaml", nil},
+	{"github.com/cert-manager/cert-manager", "deploy/crds/cert-manager.io_issuers.yaml", nil},
 	{"github.com/kubeflow/katib", "manifests/v1beta1/components/crd/experiment.yaml", nil},
 	{"github.com/kubeflow/katib", "manifests/v1beta1/components/crd/trial.yaml", nil},
 	{"github.com/kserve/kserve", "config/crd/full/serving.kserve.io_inferenceservices.yaml", nil},

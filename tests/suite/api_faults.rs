@@ -145,7 +145,7 @@ fn admission_goes_on_without_the_api_server_and_controllers_back_off_and_recover
         Server::start_with(&scene.certificate, &["--only", "admission,tenancy"], &[], &[("KUBECONFIG", &file)]);
     let (status, parts) = server::get(&server, "/readyz?verbose");
     assert_eq!(status, 503);
-    assert!(parts.contains("[-]tenants not ready: "), "{parts}");
+    assert!(parts.contains("[-]surroundings not ready: "), "{parts}");
     assert_eq!(server::get(&server, "/livez").0, 200, "a restart would not mend it");
     proxy.set(Fault::None);
     wait_for("readiness", || server::get(&server, "/readyz").0 == 200);

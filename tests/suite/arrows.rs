@@ -11,18 +11,20 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The ground: no capability, and of each other only what is named.
     ("admission", &["cluster"]),
     ("server", &[]),
-    ("certs", &[]),
+    ("certs", &["cluster"]),
     ("cluster", &[]),
+    ("images", &[]),
     ("launch", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
-    ("mutate", &["admission", "cluster", "yaml"]),
+    ("mutate", &["admission", "cluster", "launch", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("cli", &["cluster", "mutate", "offline", "server", "settings", "telemetry", "tenancy"]),
+    ("reviewer", &["admission", "images", "mutate", "tenancy"]),
+    ("cli", &["certs", "cluster", "images", "mutate", "offline", "server", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

@@ -13,6 +13,7 @@ use similar::TextDiff;
 use tenancy_fixer::yaml;
 
 use crate::later_webhook::LaterWebhook;
+use crate::rendered::{Rendered, Sidecar};
 use crate::server::{Certificate, Server};
 use crate::support::{self, kubectl, kubectl_with, wait_for};
 
@@ -50,19 +51,7 @@ impl Scene {
 
     /// Points a webhook configuration of this test's own at an address, and waits until the API server uses it.
     pub fn point_webhooks_at(&self, address: SocketAddr) {
-        let rendered = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"))
-            .args(["manifests", "--url", &format!("https://{address}"), "--ca-bundle"])
-            .arg(&self.certificate.ca)
-            .output()
-            .unwrap();
-        let mut configuration = yaml::value(&String::from_utf8(rendered.stdout).unwrap()).unwrap();
-        configuration["metadata"]["name"] = json!(self.configuration());
-        for webhook in configuration["webhooks"].as_array_mut().unwrap() {
-            webhook["namespaceSelector"]["matchLabels"]["tenancy-fixer-test"] = json!(self.name);
-            // The API server's metrics have a webhook's name, not its configuration's.
-            let kind = webhook["name"].as_str().unwrap().split('.').next().unwrap().to_owned();
-            webhook["name"] = json!(format!("{kind}.tenancy-fixer.{}", self.name));
-        }
+        let configuration = configuration(&self.name, address, &self.certificate);
         kubectl_with(&["apply", "--server-side", "-f", "-"], &configuration.to_string());
         let probe = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -106,6 +95,24 @@ impl Drop for Scene {
             "--ignore-not-found",
         ]);
     }
+}
+
+/// A webhook configuration of a test's own: for a server at an address, and for namespaces that have its name as a label.
+pub fn configuration(name: &str, address: SocketAddr, certificate: &Certificate) -> Value {
+    let rendered = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"))
+        .args(["manifests", "--url", &format!("https://{address}"), "--ca-bundle"])
+        .arg(&certificate.ca)
+        .output()
+        .unwrap();
+    let mut configuration = yaml::value(&String::from_utf8(rendered.stdout).unwrap()).unwrap();
+    configuration["metadata"]["name"] = json!(format!("tenancy-fixer-{name}"));
+    for webhook in configuration["webhooks"].as_array_mut().unwrap() {
+        webhook["namespaceSelector"]["matchLabels"]["tenancy-fixer-test"] = json!(name);
+        // The API server's metrics have a webhook's name, not its configuration's.
+        let kind = webhook["name"].as_str().unwrap().split('.').next().unwrap().to_owned();
+        webhook["name"] = json!(format!("{kind}.tenancy-fixer.{name}"));
+    }
+    configuration
 }
 
 /// Creates an object; what is stored of it, and the warnings that the user sees.
@@ -406,6 +413,42 @@ fn a_later_webhooks_container_is_seen_to_once() {
     assert_eq!(server.reviews().len(), before + 2, "called, and called again after the other webhook");
 }
 
+/// What we add is within the pod security standard `restricted`, without help from the pod's own security context.
+#[test]
+fn a_restricted_namespace_takes_a_pod_with_our_launcher() {
+    let scene = Scene::new("restricted");
+    let server = Server::start(&scene.certificate, &["--launcher-image", support::LAUNCHER_IMAGE]);
+    scene.point_webhooks_at(server.address);
+    kubectl(&["label", "namespace", &scene.tenant, "pod-security.kubernetes.io/enforce=restricted"]);
+    // As Katib does with --inject-security-context, and Istio with its CNI plugin.
+    let restricted = json!({
+        "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": true,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    for sidecar in [Sidecar::Classic, Sidecar::Native] {
+        let mut pod = Rendered { sidecar, ..Rendered::default() }.pod();
+        let metadata = pod["metadata"].as_object_mut().unwrap();
+        metadata.retain(|field, _| field == "labels");
+        metadata
+            .extend([("generateName".to_owned(), json!("random-6xz-")), ("namespace".to_owned(), json!(scene.tenant))]);
+        for list in ["initContainers", "containers"] {
+            for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+                container["securityContext"] = restricted.clone();
+            }
+        }
+        let (stored, warnings) = create(&pod);
+        assert_eq!(warnings, "");
+        let init_containers = stored["spec"]["initContainers"].as_array().unwrap();
+        let ours = init_containers.iter().find(|container| container["name"] == "tenancy-fixer-launcher").unwrap();
+        assert_eq!(ours["image"], support::LAUNCHER_IMAGE);
+        assert_eq!(stored["spec"]["containers"][0]["command"][0], "/kubeflow-extension/launcher/launcher");
+        // It is enforced.
+        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+        let refused = support::try_kubectl_with(&["create", "-f", "-"], &pod.to_string());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{refused:?}");
+    }
+}
+
 #[test]
 fn users_see_our_warnings_and_objects_are_created_without_us() {
     let scene = Scene::new("warnings");
@@ -437,6 +480,7 @@ pub fn base64(bytes: &[u8]) -> String {
 pub struct Balancer {
     pub address: SocketAddr,
     replicas: Arc<Mutex<Vec<SocketAddr>>>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Balancer {
@@ -444,24 +488,25 @@ impl Balancer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let replicas = Arc::new(Mutex::new(Vec::<SocketAddr>::new()));
-        let shared = Arc::clone(&replicas);
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let (shared, opened) = (Arc::clone(&replicas), Arc::clone(&open));
         thread::spawn(move || {
             let next = AtomicUsize::new(0);
             for client in listener.incoming() {
                 let target = {
                     let replicas = shared.lock().unwrap();
-                    // A Service without endpoints refuses.
-                    let Some(last) = replicas.len().checked_sub(1) else { continue };
-                    replicas[next.fetch_add(1, Ordering::Relaxed) % (last + 1)]
+                    replicas.get(next.fetch_add(1, Ordering::Relaxed) % replicas.len().max(1)).copied()
                 };
+                let Some(target) = target else { continue };
                 // A replica that is gone is the API server's to notice.
                 if let (Ok(client), Ok(server)) = (client, TcpStream::connect(target)) {
                     pipe(&client, &server);
                     pipe(&server, &client);
+                    opened.lock().unwrap().push(client);
                 }
             }
         });
-        Self { address, replicas }
+        Self { address, replicas, open }
     }
 
     /// Whoever has this decides where connections go.
@@ -471,6 +516,15 @@ impl Balancer {
 
     pub fn send_to(&self, replicas: Vec<SocketAddr>) {
         *self.replicas.lock().unwrap() = replicas;
+    }
+
+    /// Ends every connection, and every new one, until there are replicas again.
+    pub fn cut(&self) {
+        self.send_to(Vec::new());
+        for client in self.open.lock().unwrap().drain(..) {
+            // It may have ended by itself.
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use tenancy_fixer::admission::Endpoint;
 
 use crate::cluster::base64;
 use crate::support::{self, Cluster};
@@ -37,15 +38,7 @@ impl Scene {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let kubectl = support::root().join("target/venv/bin");
-        let path = format!("{}:{}", kubectl.display(), std::env::var("PATH").unwrap());
-        Command::new(support::root().join("create-cert.sh"))
-            .args(["--namespace", &self.name, "--webhook-configuration", &self.name])
-            .args(arguments)
-            .env("KUBECONFIG", self.cluster.kubeconfig())
-            .env("PATH", path)
-            .output()
-            .unwrap()
+        create_cert(&self.cluster, &self.name, arguments)
     }
 
     /// What it says, on both streams; it has to succeed.
@@ -71,6 +64,19 @@ impl Scene {
     fn files(&self) -> Vec<PathBuf> {
         ["tls.crt", "tls.key", "ca.crt"].map(|name| self.folder.join("out").join(name)).into()
     }
+}
+
+/// Runs the script for a namespace, and the webhook configuration of the same name.
+pub fn create_cert(cluster: &Cluster, name: &str, arguments: &[&str]) -> Output {
+    let kubectl = support::root().join("target/venv/bin");
+    let path = format!("{}:{}", kubectl.display(), std::env::var("PATH").unwrap());
+    Command::new(support::root().join("create-cert.sh"))
+        .args(["--namespace", name, "--webhook-configuration", name])
+        .args(arguments)
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .env("PATH", path)
+        .output()
+        .unwrap()
 }
 
 impl Drop for Scene {
@@ -111,12 +117,16 @@ fn the_secret_the_certificate_and_the_trust_fit_and_a_second_run_changes_nothing
         assert!(names.contains(name), "{names}");
     }
     let bundle = Some(base64(text(ca).as_bytes()));
-    assert!(scene.bundles().iter().all(|found| *found == bundle) && scene.bundles().len() == 4);
+    assert!(scene.bundles().iter().all(|found| *found == bundle) && scene.bundles().len() == Endpoint::ALL.len());
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(key).unwrap().permissions()) & 0o077, 0);
 
     let version = secret["metadata"]["resourceVersion"].clone();
     let said = scene.said(&["--san", "IP:127.0.0.1"]);
-    assert!(said.contains("kept, valid until") && said.contains("all 4 webhooks have the CA"), "{said}");
+    assert!(
+        said.contains("kept, valid until")
+            && said.contains(&format!("all {} webhooks have the CA", Endpoint::ALL.len())),
+        "{said}"
+    );
     assert_eq!(scene.secret().unwrap()["metadata"]["resourceVersion"], version);
 
     // A server with these files is one that the API server would trust.
@@ -135,7 +145,7 @@ fn a_configuration_that_lost_its_trust_gets_it_back() {
     scene.cluster.kubectl(&["patch", "mutatingwebhookconfiguration", &scene.name, "--type=json", "-p", wipe]);
     assert_ne!(scene.bundles(), before);
     let said = scene.said(&[]);
-    assert!(said.contains("put the CA into 1 of 4 webhooks"), "{said}");
+    assert!(said.contains(&format!("put the CA into 1 of {} webhooks", Endpoint::ALL.len())), "{said}");
     assert_eq!(scene.bundles(), before);
 }
 
@@ -149,13 +159,13 @@ fn a_renewed_certificate_leaves_running_servers_trusted() {
     let (old_ca, old_certificate) = (text(ca), scene.folder.join("old.crt"));
     fs::copy(certificate, &old_certificate).unwrap();
     let said = scene.said(&["--renew", "--out", out]);
-    assert!(said.contains("rollout restart"), "{said}");
+    assert!(said.contains("servers take it up by themselves"), "{said}");
     assert_eq!(text(ca).matches("BEGIN CERTIFICATE").count(), 2);
     assert!(text(ca).contains(old_ca.trim()));
     for certificate in [certificate, &old_certificate] {
         openssl(&["verify", "-CAfile", ca.to_str().unwrap(), certificate.to_str().unwrap()]);
     }
-    assert_eq!(scene.bundles(), vec![Some(base64(text(ca).as_bytes())); 4]);
+    assert_eq!(scene.bundles(), vec![Some(base64(text(ca).as_bytes())); Endpoint::ALL.len()]);
 }
 
 #[test]

@@ -1,17 +1,26 @@
 //! What is applied to a cluster: accepted by a real API server, understood by the binary, and hardened.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tenancy_fixer::yaml;
 
+use crate::server::{Certificate, Server};
 use crate::support::{self, Cluster, kubectl};
 
-/// Every object of the base.
+/// Base and overlays.
+const INSTALLATIONS: [&str; 3] = ["base", "overlays/own-certificate", "overlays/cert-manager"];
+
+/// Every object of one of them.
+fn installation(folder: &str) -> Vec<Value> {
+    let rendered = kubectl(&["kustomize", &format!("k8s-resources/{folder}")]);
+    yaml::documents(folder, &rendered).unwrap().into_iter().map(|document| document.content).collect()
+}
+
 fn base() -> Vec<Value> {
-    let rendered = kubectl(&["kustomize", "k8s-resources/base"]);
-    yaml::documents("base", &rendered).unwrap().into_iter().map(|document| document.content).collect()
+    installation("base")
 }
 
 fn of_kind<'o>(objects: &'o [Value], kind: &str) -> &'o Value {
@@ -24,9 +33,18 @@ fn the_api_server_accepts_every_object() {
     for namespace in ["kubeflow", "kubeflow-extension"] {
         cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}));
     }
-    let objects = base();
-    assert!(objects.len() >= 12, "{}", objects.len());
-    for object in objects {
+    let overlays = fs::read_dir(support::root().join("k8s-resources/overlays")).unwrap();
+    let overlays = overlays.map(|entry| format!("overlays/{}", entry.unwrap().file_name().display()));
+    // Whatever overlays there are; the one of another namespace is applied for real by its own test.
+    let overlays = overlays.filter(|folder| folder != "overlays/other-namespace");
+    let folders: Vec<String> = std::iter::once("base".to_owned()).chain(overlays).collect();
+    assert!(INSTALLATIONS.iter().all(|folder| folders.iter().any(|found| found == folder)));
+    let mut seen = Vec::new();
+    for object in folders.iter().flat_map(|folder| installation(folder)) {
+        if seen.contains(&object) {
+            continue;
+        }
+        seen.push(object.clone());
         // Strictly: a field that the API server does not know is a mistake.
         let arguments =
             ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"];
@@ -36,22 +54,100 @@ fn the_api_server_accepts_every_object() {
     }
 }
 
+/// Applied for real, so that an object whose namespace is missed lands where nobody made one.
+#[test]
+fn another_namespace_has_everything_but_the_rights_in_kubeflow() {
+    let cluster = Cluster::shared();
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
+    let objects = installation("overlays/other-namespace");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    assert_eq!(of_kind(&objects, "Namespace")["metadata"]["name"], "platform-tenancy");
+    let mut places: Vec<String> = objects.iter().map(|object| text(&object["metadata"]["namespace"])).collect();
+    places.sort();
+    places.dedup();
+    assert_eq!(places, ["", "kubeflow", "platform-tenancy"]);
+    for object in objects.iter().filter(|object| text(&object["kind"]).ends_with("Binding")) {
+        assert_eq!(object["subjects"][0]["namespace"], "platform-tenancy", "{object}");
+    }
+    let in_kubeflow: Vec<String> = objects
+        .iter()
+        .filter(|object| object["metadata"]["namespace"] == "kubeflow")
+        .map(|object| text(&object["kind"]))
+        .collect();
+    assert_eq!(in_kubeflow, ["Role", "RoleBinding"]);
+    let webhooks = of_kind(&objects, "MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
+    for webhook in webhooks {
+        assert_eq!(webhook["clientConfig"]["service"]["namespace"], "platform-tenancy", "{}", webhook["name"]);
+    }
+    let config_map = &of_kind(&objects, "ConfigMap")["metadata"]["name"];
+    let volumes = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["volumes"];
+    assert_eq!(volumes[0]["configMap"]["name"], *config_map, "with its hash");
+
+    cluster.apply(of_kind(&objects, "Namespace"));
+    let arguments = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts", "-f", "-"];
+    for object in &objects {
+        cluster.kubectl_with(&arguments, &object.to_string());
+    }
+    cluster.kubectl(&["delete", "namespace", "platform-tenancy", "--wait=false"]);
+}
+
+#[test]
+fn what_cannot_be_judged_is_not_made_where_only_the_owner_is_the_owner() {
+    let objects = installation("overlays/owner-only");
+    let webhooks = of_kind(&objects, "MutatingWebhookConfiguration")["webhooks"].as_array().unwrap();
+    assert!(webhooks.iter().all(|webhook| webhook["failurePolicy"] == "Fail"));
+    let container = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let variable = json!({"name": "TENANCY_FIXER_OWNER_ONLY", "value": "true"});
+    assert!(container["env"].as_array().unwrap().contains(&variable));
+}
+
 #[test]
 fn the_binary_understands_the_shipped_settings() {
-    let objects = base();
-    let settings = of_kind(&objects, "ConfigMap")["data"]["settings.yaml"].as_str().unwrap();
-    let file = support::folder("deploy").join("settings.yaml");
-    // The files that they name are in the pod only; an unknown key or value would be told before these are missed.
-    fs::write(&file, settings).unwrap();
-    let deployment = of_kind(&objects, "Deployment");
-    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-    let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
-    let arguments = arguments.into_iter().map(|argument| {
-        if argument == "/etc/tenancy-fixer/settings.yaml" { file.display().to_string() } else { argument }
-    });
-    let output = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer")).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("reading the certificate /etc/tenancy-fixer/tls/tls.crt"), "{said}");
+    for folder in INSTALLATIONS {
+        let objects = installation(folder);
+        let settings = of_kind(&objects, "ConfigMap")["data"]["settings.yaml"].as_str().unwrap();
+        let file = support::folder(&format!("deploy-{}", folder.replace('/', "-"))).join("settings.yaml");
+        // What they need is in the pod only; an unknown key or value would be told before it is missed.
+        fs::write(&file, settings).unwrap();
+        let deployment = of_kind(&objects, "Deployment");
+        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+        let arguments = arguments.into_iter().map(|argument| {
+            if argument == "/etc/tenancy-fixer/settings.yaml" { file.display().to_string() } else { argument }
+        });
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+        command.args(arguments).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
+        for variable in container["env"].as_array().into_iter().flatten() {
+            command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
+        }
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let missed = if folder == "base" {
+            "certificates of our own need a cluster"
+        } else {
+            "reading the certificate /etc/tenancy-fixer-tls/tls.crt"
+        };
+        assert!(said.contains(missed), "{folder}: {said}");
+    }
+}
+
+/// The Secret that the pods mount is the one that cert-manager writes, or create-cert.sh, in either case for the Service's name.
+#[test]
+fn a_certificate_of_somebody_else_is_where_the_pods_look_for_it() {
+    let objects = installation("overlays/cert-manager");
+    let pod = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"];
+    let volume = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "tls").unwrap();
+    let certificate = objects
+        .iter()
+        .find(|object| object["kind"] == "Certificate" && object["metadata"]["name"] == "tenancy-fixer")
+        .unwrap();
+    assert_eq!(volume["secret"]["secretName"], certificate["spec"]["secretName"]);
+    assert_eq!(certificate["spec"]["dnsNames"][0], "tenancy-fixer.kubeflow-extension.svc");
+    let configuration = of_kind(&objects, "MutatingWebhookConfiguration");
+    let injected = &configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"];
+    assert_eq!(injected, "kubeflow-extension/tenancy-fixer");
+    let script = fs::read_to_string(support::root().join("create-cert.sh")).unwrap();
+    assert!(script.contains(&format!("secret={}\n", volume["secret"]["secretName"].as_str().unwrap())));
 }
 
 #[test]
@@ -167,49 +263,91 @@ fn the_network_lets_in_the_two_ports_and_lets_out_to_the_api_server_alone() {
 /// Not the Deployment, which the API server takes in any case: its pods, under the rules of their namespace.
 #[test]
 fn the_namespace_lets_the_pods_in_and_nothing_worse() {
-    let objects = base();
     let cluster = Cluster::shared();
-    let name = format!("deploy-pods-{}", std::process::id());
-    let template = &of_kind(&objects, "Deployment")["spec"]["template"];
-    let mut pod =
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
-    pod["metadata"]["name"] = json!("pod");
-    let mut namespace = of_kind(&objects, "Namespace").clone();
-    namespace["metadata"]["name"] = json!(name);
-    cluster.apply(&namespace);
-    cluster.apply(of_kind(&objects, "PriorityClass"));
-    let mut account = of_kind(&objects, "ServiceAccount").clone();
-    account["metadata"]["namespace"] = json!(name);
-    cluster.apply(&account);
+    for folder in INSTALLATIONS {
+        let objects = installation(folder);
+        cluster.apply(of_kind(&objects, "PriorityClass"));
+        let name = format!("deploy-pods-{}-{}", folder.replace('/', "-"), std::process::id());
+        let template = &of_kind(&objects, "Deployment")["spec"]["template"];
+        let mut pod =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
+        pod["metadata"]["name"] = json!("pod");
+        let mut namespace = of_kind(&objects, "Namespace").clone();
+        namespace["metadata"]["name"] = json!(name);
+        cluster.apply(&namespace);
+        let mut account = of_kind(&objects, "ServiceAccount").clone();
+        account["metadata"]["namespace"] = json!(name);
+        cluster.apply(&account);
 
-    let create = ["create", "--namespace", &name, "--dry-run=server", "-f", "-"];
-    let (_, said) = cluster.kubectl_with(&create, &pod.to_string());
-    assert!(!said.contains("Warning"), "{said}");
-    pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
-    let refused = support::try_kubectl_with(&create, &pod.to_string());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{refused:?}");
-    cluster.kubectl(&["delete", "namespace", &name, "--wait=false"]);
+        let create = ["create", "--namespace", &name, "--dry-run=server", "-f", "-"];
+        let (_, said) = cluster.kubectl_with(&create, &pod.to_string());
+        assert!(!said.contains("Warning"), "{folder}: {said}");
+        pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+        let refused = support::try_kubectl_with(&create, &pod.to_string());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("violates PodSecurity"), "{folder}: {refused:?}");
+        cluster.kubectl(&["delete", "namespace", &name, "--wait=false"]);
+    }
 }
 
 #[test]
 fn the_roles_have_no_wildcards_and_nothing_that_grants_more() {
-    for object in base().iter().filter(|object| ["ClusterRole", "Role"].contains(&object["kind"].as_str().unwrap())) {
-        for rule in object["rules"].as_array().unwrap() {
-            let rule = rule.to_string();
-            for word in [
-                "*",
-                "secrets",
-                "escalate",
-                "impersonate",
-                "\"bind\"",
-                "\"rolebindings",
-                "pods",
-                "webhookconfigurations",
-            ] {
-                assert!(!rule.contains(word), "{word} in {rule}");
+    for folder in INSTALLATIONS {
+        let objects = installation(folder);
+        let roles = objects.iter().filter(|object| ["ClusterRole", "Role"].contains(&object["kind"].as_str().unwrap()));
+        for (role, rule) in
+            roles.flat_map(|role| role["rules"].as_array().unwrap().iter().map(move |rule| (role, rule)))
+        {
+            let text = rule.to_string();
+            if text.contains("pods") {
+                // Our own, by name, and those of a tenant that changes its mode of identity.
+                let verb = if role["kind"] == "Role" { "get" } else { "list" };
+                assert_eq!((&rule["resources"], &rule["verbs"]), (&json!(["pods"]), &json!([verb])));
+            }
+            for word in ["*", "escalate", "impersonate", "\"bind\"", "\"rolebindings"] {
+                assert!(!text.contains(word), "{folder}: {word} in {rule}");
+            }
+            // Secrets and webhooks by name, for certificates of our own alone; a Secret that is to be created has no name yet.
+            let (secrets, webhooks) = (text.contains("secrets"), text.contains("webhookconfigurations"));
+            if secrets || webhooks {
+                assert_eq!(folder, "base", "{rule}");
+                let creates = secrets && rule["verbs"] == json!(["create"]);
+                assert!(creates || rule["resourceNames"].as_array().is_some_and(|names| names.len() == 1), "{rule}");
+                assert!(!secrets || role["kind"] == "Role", "Secrets of every namespace: {rule}");
+                assert!(!text.contains("delete"), "{rule}");
             }
         }
     }
+}
+
+/// The launcher comes from the image that this pod runs, whatever an overlay has made of its name.
+#[test]
+fn tenants_pods_get_the_launcher_from_our_own_image() {
+    let cluster = Cluster::shared();
+    cluster.apply_shipped_account();
+    let folder = support::folder("deploy-own-image");
+    let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder);
+    let deployment = of_kind(&base(), "Deployment").clone();
+    let mut pod = deployment["spec"]["template"].clone();
+    let name = format!("tenancy-fixer-{}", std::process::id());
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"] = json!({"name": name, "namespace": "kubeflow-extension"});
+    pod["spec"]["containers"][0]["image"] = json!("registry.example/mirror/tenancy-fixer@sha256:1234");
+    cluster.apply(&pod);
+    let environment =
+        [("KUBECONFIG", &*kubeconfig), ("POD_NAME", name.as_ref()), ("POD_NAMESPACE", "kubeflow-extension".as_ref())];
+    let start = |flags: &[&str], environment: &[(&str, &Path)]| {
+        let server = Server::start_with(&Certificate::make(&folder), &["--only", "admission"], flags, environment);
+        let said = |word: &str| server.lines().iter().any(|line| line.to_string().contains(word));
+        (said("registry.example/mirror/tenancy-fixer@sha256:1234"), said("the launcher's image is not known"))
+    };
+    assert_eq!(start(&[], &environment), (true, false));
+    assert_eq!(start(&["--launcher-image", "other"], &environment), (false, false));
+    assert_eq!(start(&["--sidecar-lifecycle", "shell"], &environment), (false, false));
+    assert_eq!(start(&[], &[]), (false, true));
+    let wrong = [environment[0], ("POD_NAME", Path::new("nobody")), environment[2]];
+    assert_eq!(start(&[], &wrong), (false, true));
+    cluster.kubectl(&["delete", "pod", "-n", "kubeflow-extension", &name, "--wait=false"]);
 }
 
 /// What selects the pods, what the webhooks call and what the Service offers are the same thing in three places.

@@ -53,10 +53,30 @@ const FORGERIES: [&[&str]; 8] = [
 
 /// The objects that the tenancy controller applies for a tenant's owner, on a living Istio or on one with rbac.istio.io.
 fn objects(tenant: &str, owner: &str, service_role_binding: bool) -> Vec<Child> {
+    granted(
+        tenant,
+        &Grant { owner: owner.to_owned(), identity: Identity::Header, owner_only: false },
+        service_role_binding,
+    )
+}
+
+fn granted(tenant: &str, grant: &Grant, service_role_binding: bool) -> Vec<Child> {
     let namespace = NamespaceFacts { uid: "uid".to_owned(), ..NamespaceFacts::default() };
-    let grant = Grant { owner: owner.to_owned(), identity: Identity::Header };
     let offered = Offered { envoy_filter: true, authorization_policy: true, service_role_binding };
-    desired(tenant, &namespace, &grant, offered, &support::tenancy_settings(&[]))
+    desired(tenant, &namespace, grant, offered, &support::tenancy_settings(&[]))
+}
+
+/// The EnvoyFilters of a tenant whose namespace is for its owner only, in either order, since Istio goes by their age.
+fn filters_of_owner_only(owner: &str) -> [[Value; 2]; 4] {
+    let both = |legacy: bool| {
+        let grant = Grant { owner: owner.to_owned(), identity: Identity::Header, owner_only: true };
+        let filters =
+            granted("alice", &grant, legacy).into_iter().filter(|child| child.object["kind"] == "EnvoyFilter");
+        let [first, second] = <[Value; 2]>::try_from(filters.map(|child| child.object).collect::<Vec<_>>()).unwrap();
+        [[first.clone(), second.clone()], [second, first]]
+    };
+    let ([one, two], [three, four]) = (both(false), both(true));
+    [one, two, three, four]
 }
 
 /// The tenant's EnvoyFilter of both kinds of Istio.
@@ -122,6 +142,23 @@ fn the_upstream_sees_the_owner_once_whoever_the_client_says_it_is() {
         let envoy = Envoy::start(&TENANT, &[filter], &upstream).unwrap();
         for forgery in FORGERIES {
             assert_eq!(users(&envoy, &upstream, forgery), ["alice@example.com"], "{forgery:?}");
+        }
+    }
+}
+
+#[test]
+fn where_only_the_owner_acts_as_the_owner_other_pods_name_nobody() {
+    let upstream = Upstream::start();
+    for filters in filters_of_owner_only("50%@example.com") {
+        let envoy = Envoy::start(&TENANT, &filters, &upstream).unwrap();
+        for forgery in FORGERIES {
+            assert_eq!(users(&envoy, &upstream, forgery), ["50%@example.com"], "{forgery:?}");
+        }
+        for labels in [&[][..], &[("kubeflow-extension", "withheld"), ("notebook-name", "theirs")]] {
+            let envoy = Envoy::start(&Pod { labels, ..TENANT }, &filters, &upstream).unwrap();
+            for forgery in FORGERIES.into_iter().chain([&["kubeflow-userid: 50%@example.com"][..]]) {
+                assert_eq!(users(&envoy, &upstream, forgery), [""; 0], "{labels:?}: {forgery:?}");
+            }
         }
     }
 }
@@ -390,6 +427,24 @@ fn a_tenant_gets_through_as_its_owner_and_as_nobody_else() {
     ] {
         assert_eq!(scene.ask(&bare, forged), None, "{forged:?}");
     }
+}
+
+/// What owner-only stops, and what it does not: the policy knows the namespace's service account, not its pods.
+#[test]
+fn a_contributors_pod_that_sends_the_owners_name_is_refused_unless_it_bypasses_its_sidecar() {
+    let scene = Scene::new(&[policy("alice", "alice@example.com")]);
+    let [filters, ..] = filters_of_owner_only("alice@example.com");
+    let withheld = Pod { namespace: "alice", labels: &[("kubeflow-extension", "withheld")] };
+    let claim = &["kubeflow-userid: alice@example.com"];
+    assert_eq!(scene.ask(&scene.pod("default-editor", &withheld, &filters), claim), None);
+    assert_eq!(scene.ask(&scene.pod("default-editor", &TENANT, &filters), &[]).unwrap(), ["alice@example.com"]);
+    // Without the filter that comes with owner-only it would be let through.
+    assert_eq!(
+        scene.ask(&scene.pod("default-editor", &withheld, &filters[1..]), claim).unwrap(),
+        ["alice@example.com"]
+    );
+    // So is a pod that has got a workload certificate by itself and speaks for itself.
+    assert_eq!(scene.ask(&scene.bare("alice", "default-editor"), claim).unwrap(), ["alice@example.com"]);
 }
 
 #[test]

@@ -1,14 +1,17 @@
 //! `tests/fixtures/<endpoint>/<case>/`: `in.yaml` is created, `out.yaml` is what is stored (absent: the same), and
-//! `warnings.txt` what its owner is told (absent: nothing). `case.yaml` may set `namespace`, `flags` and `operation`.
+//! `warnings.txt` what its owner is told (absent: nothing). `case.yaml` may set `namespace`, `flags`, `operation`, `user`, and what is known of
+//! the namespace: its `owner`, and `creators` of Notebooks. `old.yaml` is what an update changes.
 //!
 //! The folder is read, so that no case is forgotten. `EXPECT=overwrite` writes what comes out; read it before you commit.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tenancy_fixer::admission::Endpoint;
+use tenancy_fixer::mutate::Surroundings;
 use tenancy_fixer::yaml;
 
 use crate::support;
@@ -19,12 +22,22 @@ use crate::wire::{self, Answered};
 struct Case {
     namespace: String,
     operation: String,
+    user: Option<String>,
+    owner: Option<String>,
+    creators: HashMap<String, String>,
     flags: Vec<String>,
 }
 
 impl Default for Case {
     fn default() -> Self {
-        Self { namespace: "alice".to_owned(), operation: "CREATE".to_owned(), flags: Vec::new() }
+        Self {
+            namespace: "alice".to_owned(),
+            operation: "CREATE".to_owned(),
+            user: None,
+            owner: None,
+            creators: HashMap::new(),
+            flags: Vec::new(),
+        }
     }
 }
 
@@ -46,6 +59,16 @@ fn trials() {
 #[test]
 fn workloads() {
     all(Endpoint::WorkloadMutate);
+}
+
+#[test]
+fn notebooks() {
+    all(Endpoint::NotebookMutate);
+}
+
+#[test]
+fn experiments() {
+    all(Endpoint::ExperimentMutate);
 }
 
 /// Every object in the fixtures of an endpoint, with its name.
@@ -80,7 +103,18 @@ fn check(endpoint: Endpoint, folder: &Path) -> Result<(), String> {
         let mut review = wire::review(object);
         review["request"]["namespace"] = json!(case.namespace);
         review["request"]["operation"] = json!(case.operation);
-        wire::answered(endpoint, &review, &settings)
+        if let Some(user) = &case.user {
+            review["request"]["userInfo"]["username"] = json!(user);
+        }
+        if let Ok(old) = fs::read_to_string(folder.join("old.yaml")) {
+            review["request"]["oldObject"] = yaml::value(&old).unwrap();
+        }
+        let surroundings = Surroundings {
+            owner: case.owner.as_deref(),
+            creator_of: &|notebook| case.creators.get(notebook).cloned(),
+            ..Surroundings::unknown()
+        };
+        wire::answered_in(endpoint, &review, &surroundings, &settings)
     };
     let Answered { object: after, warnings, .. } = review(&object);
     let again = review(&after);

@@ -20,18 +20,18 @@ use tenancy_fixer::launch::VARIABLES;
 use crate::support;
 
 const LAUNCHER: &str = env!("CARGO_BIN_EXE_launcher");
-const READY: &str = "GET /healthz/ready";
-const QUIT: &str = "POST /quitquitquit";
+pub const READY: &str = "GET /healthz/ready";
+pub const QUIT: &str = "POST /quitquitquit";
 /// Nobody listens there: the port is reserved, and not for anything that runs.
 const NOBODY: &str = "http://127.0.0.1:1/quitquitquit";
 /// After this long a test has failed, also on a machine that is busy with something else.
-const LIMIT: Duration = Duration::from_mins(1);
+pub const LIMIT: Duration = Duration::from_mins(1);
 
 // The proxy
 
 /// What the proxy does with a request.
 #[derive(Clone, Copy)]
-enum Answer {
+pub enum Answer {
     Status(u16),
     /// Reads, and says nothing.
     Silence,
@@ -44,17 +44,17 @@ enum Answer {
 }
 
 /// A server that stands in for pilot-agent and Envoy: it writes down method and path of each request.
-struct Proxy {
+pub struct Proxy {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
-    fn ready() -> Self {
+    pub fn ready() -> Self {
         Self::start(|_| Answer::Status(200))
     }
 
-    fn start(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
+    pub fn start(answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
         Self::listen("127.0.0.1:0", answer)
     }
 
@@ -72,15 +72,15 @@ impl Proxy {
         proxy
     }
 
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    fn requests(&self) -> Vec<String> {
+    pub fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 
-    fn count(&self, request: &str) -> usize {
+    pub fn count(&self, request: &str) -> usize {
         self.requests().iter().filter(|line| *line == request).count()
     }
 }
@@ -95,7 +95,9 @@ fn serve(mut stream: TcpStream, requests: &Mutex<Vec<String>>, answer: &(dyn Fn(
         }
     }
     let head = String::from_utf8(head).unwrap();
-    assert!(head.contains("\r\nHost: ") && head.contains("\r\nContent-Length: 0\r\n"), "{head:?}");
+    // Others who ask have their own ways.
+    let is_ours = head.contains("\r\nUser-Agent: launcher/");
+    assert!(!is_ours || head.contains("\r\nHost: ") && head.contains("\r\nContent-Length: 0\r\n"), "{head:?}");
     let line = head.split(" HTTP/1.1\r\n").next().unwrap().to_owned();
     let answer = answer(&line);
     requests.lock().unwrap().push(line);
@@ -141,14 +143,14 @@ fn launcher_with_signals(exec: bool) -> Command {
 }
 
 /// What is left of a process.
-struct Ended {
-    code: i32,
-    out: Vec<u8>,
-    err: String,
+pub struct Ended {
+    pub code: i32,
+    pub out: Vec<u8>,
+    pub err: String,
 }
 
 impl Ended {
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8(self.out.clone()).unwrap()
     }
 }
@@ -163,7 +165,7 @@ fn run(command: &mut Command) -> Ended {
 }
 
 /// A process of ours, which does not outlive its test, and lives for [`LIMIT`] at most.
-struct Running {
+pub struct Running {
     child: Child,
     out: BufReader<ChildStdout>,
     err: Option<thread::JoinHandle<String>>,
@@ -172,7 +174,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let out = BufReader::new(child.stdout.take().unwrap());
@@ -192,22 +194,22 @@ impl Running {
         Self { child, out, err: Some(err), over: Some(over) }
     }
 
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().try_into().unwrap())
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }
 
     /// The next line of its standard output; empty if there is none.
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         self.out.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
-    fn end(self) -> Ended {
+    pub fn end(self) -> Ended {
         let (status, out, err) = self.end_somehow();
         let code = status.code().unwrap_or_else(|| panic!("ended by signal {:?}: {err}", status.signal()));
         Ended { code, out, err }
@@ -249,7 +251,7 @@ fn children(pid: u32) -> Vec<Pid> {
 }
 
 /// Waits for a condition, which has to become true.
-fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
@@ -509,7 +511,7 @@ fn the_command_finds_everything_as_it_would_without_us() {
 }
 
 /// A program of a few lines, built into one file that needs no other.
-fn static_program(folder: &Path, source: &str) -> PathBuf {
+pub fn static_program(folder: &Path, source: &str) -> PathBuf {
     let (file, program) = (folder.join("main.rs"), folder.join("program"));
     fs::write(&file, source).unwrap();
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
@@ -1075,4 +1077,15 @@ fn other_arguments_are_answered_by_64_and_start_nothing() {
         assert_eq!((ended.code, ended.out.len()), (64, 0), "{arguments:?}");
         assert!(ended.err.ends_with("; launcher --help says more\n"), "{}", ended.err);
     }
+}
+
+#[test]
+fn the_documentation_has_every_variable_with_its_default() {
+    let page = fs::read_to_string(support::root().join("docs/sidecars.md")).unwrap();
+    for variable in VARIABLES {
+        let default = if variable.default.is_empty() { "none".to_owned() } else { format!("`{}`", variable.default) };
+        let row = format!("| `{}` | {default} | ", variable.name);
+        assert!(page.contains(&row), "docs/sidecars.md has no row that begins with {row}");
+    }
+    assert_eq!(page.matches("| `LAUNCHER_").count(), VARIABLES.len());
 }

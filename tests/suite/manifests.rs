@@ -41,12 +41,16 @@ fn every_webhook_keeps_its_promises() {
         assert_eq!(webhook["sideEffects"], "None");
         assert_eq!(webhook["reinvocationPolicy"], "IfNeeded");
         assert!(webhook["timeoutSeconds"].as_i64().unwrap() <= 5);
+        let narrows_updates = |condition: &Value| {
+            condition["expression"].as_str().is_some_and(|text| text.starts_with("request.operation != 'UPDATE' || "))
+        };
+        assert!(webhook["matchConditions"].as_array().unwrap().iter().any(narrows_updates), "every update is sent");
         let selectors = webhook["namespaceSelector"].to_string();
         for namespace in ["kube-system", "kube-node-lease", "kubeflow", "kubeflow-extension"] {
             assert!(selectors.contains(&format!("\"{namespace}\"")), "{namespace} is not excluded");
         }
         for rule in webhook["rules"].as_array().unwrap() {
-            assert_eq!(rule["operations"], serde_json::json!(["CREATE"]));
+            assert_eq!(rule["operations"], serde_json::json!(["CREATE", "UPDATE"]));
             assert!(!rule.to_string().contains('*'), "a rule with a wildcard");
         }
     }

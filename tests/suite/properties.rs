@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 use tenancy_fixer::admission::{Endpoint, Reviews};
-use tenancy_fixer::mutate::{self, Settings};
+use tenancy_fixer::mutate::{Settings, Surroundings};
+use tenancy_fixer::yaml;
 
 use crate::wire::Answered;
 use crate::{fixtures, support, wire};
@@ -58,12 +59,23 @@ const WORDS: &[&str] = &[
     "trainer.kubeflow.org/v1alpha1",
     "~/a",
     "",
+    "initContainers",
+    "istio-proxy",
+    "restartPolicy",
+    "Never",
+    "tenancy-fixer-launcher",
+    "/kubeflow-extension/launcher",
+    "/kubeflow-extension/launcher/launcher",
+    "--",
+    "LAUNCHER_CONTAINERS",
+    "KATIB_TRIAL_NAME",
+    "metrics-collector",
     "futureField",
     "\u{0}\u{1f}\"\\",
     "ä€😀",
 ];
 
-/// The only places that an operation of ours may be at, by what stands behind the pod or template.
+/// The only places that an operation of ours may be at, by what stands behind the pod or template; 0 for any number.
 const OURS: &[&str] = &[
     "/metadata",
     "/metadata/labels",
@@ -73,14 +85,20 @@ const OURS: &[&str] = &[
     "/metadata/annotations/sidecar.istio.io~1inject",
     "/metadata/annotations/sidecar.istio.io~1nativeSidecar",
     "/metadata/annotations/proxy.istio.io~1config",
+    "/metadata/annotations/kubeflow-extension~1creator",
     "/spec/serviceAccount",
     "/spec/serviceAccountName",
     "/spec/volumes",
     "/spec/volumes/-",
+    "/spec/initContainers",
+    "/spec/initContainers/-",
+    "/command",
     "/args",
     "/args/-",
+    "/args/0",
     "/env",
     "/env/-",
+    "/env/0",
     "/volumeMounts",
     "/volumeMounts/-",
     "/spec/runtimePatches",
@@ -97,10 +115,23 @@ const REPLACED: &[&str] = &[
     "/metadata/labels/sidecar.istio.io~1inject",
     "/metadata/annotations/sidecar.istio.io~1inject",
     "/metadata/annotations/proxy.istio.io~1config",
+    "/metadata/annotations/kubeflow-extension~1creator",
     "/spec/serviceAccount",
     "/spec/serviceAccountName",
     "/spec/runSpec",
+    "/command",
+    "/args",
+    "/args/0",
+    "/env/0",
 ];
+
+/// A place of an operation, with 0 for the number that it ends with.
+fn place(path: &str) -> String {
+    match path.rsplit_once('/') {
+        Some((before, last)) if last.parse::<usize>().is_ok() => format!("{before}/0"),
+        _ => path.to_owned(),
+    }
+}
 
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
@@ -184,8 +215,12 @@ fn bent_object() -> impl Strategy<Value = (Endpoint, Value, Settings)> {
         .into_iter()
         .flat_map(|endpoint| fixtures::objects(endpoint).into_iter().map(move |(_, object)| (endpoint, object)))
         .collect();
-    let flags: &[&[&str]] =
-        &[&[], &["--identity=token"], &["--train-job-patches=pod-template-overrides", "--native-sidecars=false"]];
+    let flags: &[&[&str]] = &[
+        &[],
+        &["--identity=token"],
+        &["--train-job-patches=pod-template-overrides", "--native-sidecars=false"],
+        &["--sidecar-lifecycle=shell"],
+    ];
     (select(objects), prop::collection::vec(bend(), 0..6), select(flags)).prop_map(
         |((endpoint, mut object), bends, flags)| {
             for bend in &bends {
@@ -213,14 +248,49 @@ proptest! {
         prop_assert_eq!(&again.operations, &[] as &[Value], "after {:?}", &operations);
         for operation in &operations {
             let path = operation["path"].as_str().unwrap();
-            let ours = OURS.iter().any(|ours| path.ends_with(ours)) || path.contains("/runtimePatches/");
+            let place = place(path);
+            let ours = OURS.iter().any(|ours| place.ends_with(ours)) || path.contains("/runtimePatches/");
             prop_assert!(ours, "{} is not ours", path);
             let replaces = object.pointer(path).is_some_and(|found| !found.is_null());
-            let allowed = REPLACED.iter().any(|ours| path.ends_with(ours)) || path.contains("/runtimePatches/");
+            let allowed = REPLACED.iter().any(|ours| place.ends_with(ours)) || path.contains("/runtimePatches/");
             prop_assert!(!replaces || allowed, "{} is not ours to replace", path);
         }
         for warning in warnings {
             prop_assert!(warning.len() < 256, "{}", warning);
+        }
+    }
+
+    /// Where only the owner acts as the owner, nothing that somebody else makes or changes has the label afterwards that
+    /// makes its pods the owner's, however it is bent; and a second review has nothing to add.
+    #[test]
+    fn nothing_of_somebody_elses_is_the_owners((endpoint, object, settings) in bent_object(), update in any::<bool>()) {
+        let surroundings = Surroundings { owner: Some("alice@example.com"), owner_only: Some(true), ..Surroundings::unknown() };
+        let review = |object: &Value| {
+            let mut review = wire::review(object);
+            review["request"]["userInfo"]["username"] = json!("bob@example.com");
+            if update {
+                review["request"]["operation"] = json!("UPDATE");
+                review["request"]["oldObject"] = json!({"metadata": {}});
+            }
+            review
+        };
+        let after = wire::answered_in(endpoint, &review(&object), &surroundings, &settings).object;
+        let again = wire::answered_in(endpoint, &review(&after), &surroundings, &settings);
+        prop_assert!(again.operations.is_empty(), "{:?}", again.operations);
+        if endpoint != Endpoint::NotebookMutate {
+            let mut places = Vec::new();
+            let of_text = after.pointer("/spec/runSpec").and_then(Value::as_str).and_then(|text| yaml::value(text).ok());
+            let objects = [Some(&after), of_text.as_ref()];
+            for object in objects.into_iter().flatten() {
+                pointers(object, "", &mut places);
+                for place in &places {
+                    // Of what has pods made of it its own label says nothing, but for what hands it down.
+                    let counts = [Endpoint::PodMutate, Endpoint::ExperimentMutate].contains(&endpoint);
+                    let own = place.is_empty() && !counts;
+                    let label = object.pointer(&format!("{place}/metadata/labels/kubeflow-extension"));
+                    prop_assert!(own || label != Some(&json!("true")), "{} in {}", place, object);
+                }
+            }
         }
     }
 
@@ -253,7 +323,7 @@ proptest! {
         let reviews = Reviews::new(&mut Registry::default());
         let status = runtime.block_on(async {
             let request = Request::post(endpoint.path()).header("content-type", "application/json").body(Full::<hyper::body::Bytes>::from(body)).unwrap();
-            let response = reviews.answer(request, |endpoint, request| mutate::decide(endpoint, request, None, &settings)).await;
+            let response = reviews.answer(request, &wire::Alone(&settings, &Surroundings::unknown())).await;
             let status = response.status();
             let answer: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
             assert!(answer.is_object());

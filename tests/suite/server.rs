@@ -77,13 +77,8 @@ impl Server {
         environment: &[(&str, &Path)],
     ) -> Self {
         let mut command = bare_command(certificate);
-        command.args(capabilities).args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]).args(flags);
-        if !flags.contains(&"--drain-quiet") {
-            // Nobody has to hear that these go.
-            command.args(["--drain-quiet", "0s"]);
-        }
-        command.envs(environment.iter().copied());
-        Self::of(&mut command, certificate)
+        command.args(capabilities).args(flags).envs(environment.iter().copied());
+        Self::run(command, certificate.ca.clone())
     }
 
     /// Starts it with a log of what goes wrong alone, on ports that are free at this moment.
@@ -111,18 +106,33 @@ impl Server {
         server
     }
 
+    /// Starts a command that serves, on free ports; `ca` is whom those who call it trust.
+    pub fn run(mut command: Command, ca: PathBuf) -> Self {
+        command.args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
+        if !command.get_args().any(|argument| argument == "--drain-quiet") {
+            // Nobody has to hear that these go.
+            command.args(["--drain-quiet", "0s"]);
+        }
+        Self::started(command, ca)
+    }
+
     /// Starts a command that becomes a server.
-    pub fn of(command: &mut Command, certificate: &Certificate) -> Self {
+    pub fn started(mut command: Command, ca: PathBuf) -> Self {
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::of(process.stdout.take().unwrap());
-        let ready = log.wait("listening", |line| line["message"] == "listening");
+        let ready = log.wait("listening", PATIENCE, |line| line["message"] == "listening");
         let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
-        Self { address: address("listen"), operations: address("ops_listen"), process, ca: certificate.ca.clone(), log }
+        Self { address: address("listen"), operations: address("ops_listen"), process, ca, log }
     }
 
     /// Waits for a log line, and gives it back.
     pub fn wait_for_line(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        self.log.wait(what, is_it)
+        self.log.wait(what, PATIENCE, is_it)
+    }
+
+    /// The same for what takes its time.
+    pub fn wait_long_for_line(&self, what: &str, patience: Duration, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.log.wait(what, patience, is_it)
     }
 
     /// Every log line so far.
@@ -254,21 +264,35 @@ pub async fn handshake(
         None => connector(ca),
         Some((certificate, key)) => {
             let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
-            let config = trusting(ca).with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap()).unwrap();
-            TlsConnector::from(Arc::new(config))
+            let config = trusting(&std::fs::read(ca).unwrap());
+            let key = PrivateKeyDer::from_pem_file(key).unwrap();
+            TlsConnector::from(Arc::new(config.with_client_auth_cert(chain, key).unwrap()))
         }
     };
     connector.connect(name, stream).await
 }
 
-/// TLS that trusts an authority.
-pub fn connector(ca: &Path) -> TlsConnector {
-    TlsConnector::from(Arc::new(trusting(ca).with_no_client_auth()))
+/// Opens a TLS connection to a server of that name, trusting that bundle.
+pub async fn connect_as(
+    address: SocketAddr,
+    name: ServerName<'static>,
+    bundle: &[u8],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let config = trusting(bundle).with_no_client_auth();
+    TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
 }
 
-pub fn trusting(ca: &Path) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
+/// TLS that trusts an authority.
+pub fn connector(ca: &Path) -> TlsConnector {
+    TlsConnector::from(Arc::new(trusting(&std::fs::read(ca).unwrap()).with_no_client_auth()))
+}
+
+/// Trusts a bundle of authorities.
+pub fn trusting(bundle: &[u8]) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    for certificate in CertificateDer::pem_slice_iter(bundle) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     config.with_root_certificates(roots)
@@ -364,10 +388,10 @@ impl Log {
         self.0.0.lock().unwrap().lines.clone()
     }
 
-    fn wait(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+    fn wait(&self, what: &str, patience: Duration, is_it: impl Fn(&Value) -> bool) -> Value {
         let found = |lines: &Lines| lines.lines.iter().find(|line| is_it(line)).cloned();
         let go_on = |lines: &mut Lines| found(lines).is_none() && !lines.ended;
-        let (lines, _) = self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), PATIENCE, go_on).unwrap();
-        found(&lines).unwrap_or_else(|| panic!("no log line {what:?} within {PATIENCE:?} among {:#?}", lines.lines))
+        let (lines, _) = self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), patience, go_on).unwrap();
+        found(&lines).unwrap_or_else(|| panic!("no log line {what:?} within {patience:?} among {:#?}", lines.lines))
     }
 }

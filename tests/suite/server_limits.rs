@@ -283,7 +283,9 @@ fn without_file_descriptors_it_waits_and_recovers() {
     limited.args(["--threads", "1"]);
     let arguments: Vec<_> = limited.get_args().map(|argument| argument.to_str().unwrap().to_owned()).collect();
     let script = format!("ulimit -n 40; exec {} {}", env!("CARGO_BIN_EXE_tenancy-fixer"), arguments.join(" "));
-    let server = Server::of(std::process::Command::new("sh").args(["-c", &script]), &certificate);
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &script]);
+    let server = Server::started(command, certificate.ca.clone());
     block_on(async {
         let mut many = Vec::new();
         for number in 0..60 {

@@ -76,7 +76,7 @@ fn renegotiation_and_compression_are_refused() {
 fn http_2_is_not_offered_and_its_preface_is_no_request() {
     let server = Server::start(&Certificate::make(&support::folder("tls-h2")), &[]);
     let offering = |protocols: &[&str]| {
-        let mut config = server::trusting(&server.target().ca).with_no_client_auth();
+        let mut config = server::trusting(&std::fs::read(server.target().ca).unwrap()).with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         TlsConnector::from(Arc::new(config))
     };

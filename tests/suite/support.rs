@@ -2,16 +2,17 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use tenancy_fixer::cli::{Cli, Command as CliCommand};
 use tenancy_fixer::mutate::Settings;
-use tenancy_fixer::tenancy;
+use tenancy_fixer::{tenancy, yaml};
 
 /// The checkout.
 pub fn root() -> &'static Path {
@@ -73,11 +74,18 @@ fn succeeded(arguments: &[&str], output: &Output) -> (String, String) {
 
 /// Settings of the admission capability, as the command line has them.
 pub fn settings(flags: &[impl AsRef<str>]) -> Settings {
-    let arguments = ["tenancy-fixer", "mutate", "-f", "-"].into_iter().chain(flags.iter().map(AsRef::as_ref));
+    // As every installation has it, unless the flags say otherwise.
+    let image = format!("--launcher-image={LAUNCHER_IMAGE}");
+    let image = flags.iter().all(|flag| !flag.as_ref().starts_with("--launcher-image")).then_some(&*image);
+    let given = flags.iter().map(AsRef::as_ref).chain(image);
+    let arguments = ["tenancy-fixer", "mutate", "-f", "-"].into_iter().chain(given);
     let cli = Cli::from_arguments(arguments.map(OsString::from).collect()).unwrap_or_else(|error| panic!("{error}"));
     let CliCommand::Mutate(mutate) = cli.command else { panic!("mutate was asked for") };
     mutate.mutation
 }
+
+/// The image that brings the launcher into pods.
+pub const LAUNCHER_IMAGE: &str = "registry.example/tenancy-fixer:0.1.0";
 
 /// Settings of the tenancy capability, as the command line has them.
 pub fn tenancy_settings(flags: &[&str]) -> tenancy::Settings {
@@ -101,8 +109,13 @@ pub fn folder(name: &str) -> PathBuf {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks until it is so.
-pub fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for(what: &str, is_there: impl FnMut() -> bool) {
+    wait_long_for(what, PATIENCE, is_there);
+}
+
+/// The same for what takes its time.
+pub fn wait_long_for(what: &str, patience: Duration, mut is_there: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !is_there() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(20));
@@ -140,6 +153,16 @@ impl Cluster {
         let folder = self.own.as_ref().expect("only a test's own API server may be killed");
         let pid = std::fs::read_to_string(folder.join("kube-apiserver.pid")).expect("it runs");
         assert!(Command::new("kill").args(["-9", pid.trim()]).status().expect("kill runs").success());
+        // Its port is free a moment later, and the next one wants the same.
+        let address = self.address();
+        wait_for("the API server's end", || TcpStream::connect(&address).is_err());
+    }
+
+    /// Host and port of its API server.
+    fn address(&self) -> String {
+        let config = std::fs::read_to_string(&self.kubeconfig).expect("it is there");
+        let (_, behind) = config.split_once("server: https://").expect("a kubeconfig names its server");
+        behind.split_whitespace().next().unwrap_or_default().trim_matches('"').to_owned()
     }
 
     fn script(&self, name: &str) {
@@ -158,12 +181,32 @@ impl Cluster {
         &self.kubeconfig
     }
 
+    /// A kubeconfig of a ServiceAccount, in that folder.
+    pub fn kubeconfig_of(&self, account: &str, namespace: &str, folder: &Path) -> PathBuf {
+        let admin = yaml::value(&std::fs::read_to_string(&self.kubeconfig).unwrap()).unwrap();
+        let token = self.kubectl(&["create", "token", account, "-n", namespace, "--duration", "1h"]);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
+            "users": [{"name": "test", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        let file = folder.join("kubeconfig");
+        std::fs::write(&file, config.to_string()).unwrap();
+        file
+    }
+
     pub fn audit_log(&self) -> PathBuf {
         self.kubeconfig.with_file_name("audit.log")
     }
 
     pub fn try_kubectl(&self, arguments: &[&str]) -> Output {
         run_kubectl(&self.kubeconfig, arguments, "")
+    }
+
+    /// The same with a text on standard input.
+    pub fn try_kubectl_with(&self, arguments: &[&str], input: &str) -> Output {
+        run_kubectl(&self.kubeconfig, arguments, input)
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> String {
@@ -177,6 +220,20 @@ impl Cluster {
     /// Creates or changes one object.
     pub fn apply(&self, object: &Value) {
         self.kubectl_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], &object.to_string());
+    }
+
+    /// The shipped ServiceAccount with the shipped roles, so that a verb that is missing there fails in tests.
+    pub fn apply_shipped_account(&self) {
+        self.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
+        for file in ["namespace.yaml", "service-account.yaml", "cluster-role.yaml"] {
+            let file = format!("k8s-resources/base/{file}");
+            self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file]);
+        }
+    }
+
+    /// A kubeconfig that acts as that account.
+    pub fn kubeconfig_of_shipped_account(&self, folder: &Path) -> PathBuf {
+        self.kubeconfig_of("tenancy-fixer", "kubeflow-extension", folder)
     }
 
     /// One object, if it is there.

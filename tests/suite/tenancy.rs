@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tenancy_fixer::yaml;
 
 use crate::server::{self, Certificate, Server};
 use crate::support::{self, Cluster, wait_for};
@@ -22,7 +21,7 @@ const USER: &str = "system:serviceaccount:kubeflow-extension:tenancy-fixer";
 
 /// The cluster with what the controller needs, and the tenants of one test, which go with it.
 pub struct Scene<'c> {
-    cluster: &'c Cluster,
+    pub cluster: &'c Cluster,
     folder: PathBuf,
     pub certificate: Certificate,
     tenants: Mutex<Vec<String>>,
@@ -33,16 +32,7 @@ impl<'c> Scene<'c> {
     pub fn new(cluster: &'c Cluster, test: &str) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = support::folder(&format!("tenancy-{test}"));
-        cluster.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubeflow"}}));
-        for file in ["namespace.yaml", "service-account.yaml", "cluster-role.yaml"] {
-            cluster.kubectl(&[
-                "apply",
-                "--server-side",
-                "--force-conflicts",
-                "-f",
-                &format!("k8s-resources/base/{file}"),
-            ]);
-        }
+        cluster.apply_shipped_account();
         Self { cluster, certificate: Certificate::make(&folder), folder, tenants: Mutex::default(), _alone: alone }
     }
 
@@ -53,25 +43,14 @@ impl<'c> Scene<'c> {
     }
 
     /// Starts it, and waits until it writes.
-    fn lead(&self, flags: &[&str]) -> Server {
+    pub fn lead(&self, flags: &[&str]) -> Server {
         let server = self.serve(flags);
         server.wait_for_line("the lease", |line| is(line, "holding the lease: this replica writes"));
         server
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
-        let admin: Value = yaml::value(&fs::read_to_string(self.cluster.kubeconfig()).unwrap()).unwrap();
-        let token =
-            self.cluster.kubectl(&["create", "token", "tenancy-fixer", "-n", "kubeflow-extension", "--duration", "1h"]);
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": admin["clusters"][0]["cluster"]}],
-            "users": [{"name": "test", "user": {"token": token.trim()}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        let file = self.folder.join("kubeconfig");
-        fs::write(&file, config.to_string()).unwrap();
-        file
+        self.cluster.kubeconfig_of_shipped_account(&self.folder)
     }
 
     /// A name of a tenant of this test's own.
@@ -89,12 +68,17 @@ impl<'c> Scene<'c> {
         self.cluster.apply(&namespace(tenant, owner));
     }
 
-    fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+    pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         self.cluster.get(kind, namespace, name)
     }
 
-    fn filter(&self, tenant: &str) -> Option<Value> {
+    pub fn filter(&self, tenant: &str) -> Option<Value> {
         self.get("envoyfilter", tenant, "add-header")
+    }
+
+    /// The one that takes the header off.
+    pub fn removing_filter(&self, tenant: &str) -> Option<Value> {
+        self.get("envoyfilter", tenant, "remove-header")
     }
 
     fn policy(&self, tenant: &str) -> Option<Value> {
@@ -110,15 +94,18 @@ impl<'c> Scene<'c> {
     }
 
     fn withdrawn(&self, tenant: &str) -> bool {
-        self.filter(tenant).is_none() && self.policy(tenant).is_none() && self.binding(tenant).is_none()
+        self.filter(tenant).is_none()
+            && self.removing_filter(tenant).is_none()
+            && self.policy(tenant).is_none()
+            && self.binding(tenant).is_none()
     }
 
-    fn annotate(&self, tenant: &str, annotation: &str) {
+    pub fn annotate(&self, tenant: &str, annotation: &str) {
         self.cluster.kubectl(&["annotate", "--overwrite", "namespace", tenant, annotation]);
     }
 
     /// Warnings about a tenant, reason and text.
-    fn warnings(&self, kind: &str, tenant: &str) -> Vec<(String, String)> {
+    pub fn warnings(&self, kind: &str, tenant: &str) -> Vec<(String, String)> {
         let selector = format!("involvedObject.kind={kind},involvedObject.name={tenant},type=Warning");
         let events: Value = serde_json::from_str(&self.cluster.kubectl(&[
             "get",
@@ -300,9 +287,11 @@ fn edits_are_repaired_deletions_made_good_and_others_objects_left_alone() {
         r#"{"spec":{"rules":[{}]}}"#,
     ]);
     wait_for("the repair", || scene.policy(&tenant).unwrap()["spec"]["rules"][0]["when"].is_array());
-    server.wait_for_line("the repair", |line| {
+    let line = server.wait_for_line("the repair", |line| {
         is(line, "changed") && line["action"] == "repaired" && line["tenant"] == tenant.as_str()
     });
+    let has = |field: &str, what: &str| line[field].as_str().is_some_and(|text| text.contains(what));
+    assert!(has("before", r#""rules":[{}]"#) && has("after", r#""when":[{"key""#), "{line}");
     scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &tenant]);
     wait_for("the filter again", || scene.filter(&tenant).is_some());
 
@@ -312,6 +301,9 @@ fn edits_are_repaired_deletions_made_good_and_others_objects_left_alone() {
     }
     wait_for("the withdrawal", || scene.withdrawn(&tenant) && scene.filter(&taken).is_none());
     assert!(scene.binding(&taken).is_some());
+    let line =
+        server.wait_for_line("the withdrawal", |line| line["action"] == "deleted" && line["kind"] == "EnvoyFilter");
+    assert!(line["before"].as_str().unwrap().contains("alice@example.com"), "{line}");
 }
 
 #[test]
@@ -391,6 +383,123 @@ fn a_namespace_chooses_its_identity_and_admission_follows() {
             .iter()
             .any(|(reason, text)| reason == "IdentityUnknown" && text.contains("header, token, auto"))
     });
+}
+
+#[test]
+fn a_replica_is_ready_once_it_knows_the_namespaces_or_has_waited_long_enough() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "ready");
+    let server = scene.serve(&["--launcher-image", support::LAUNCHER_IMAGE]);
+    wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
+    assert!(!server.lines().iter().any(|line| line["level"] == "WARN"), "{:#?}", server.lines());
+    drop(server);
+
+    let nowhere = scene.folder.join("nowhere");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(scene.kubeconfig()).unwrap()).unwrap();
+    config["clusters"][0]["cluster"]["server"] = json!("https://127.0.0.1:1");
+    fs::write(&nowhere, config.to_string()).unwrap();
+    let environment = [("KUBECONFIG", nowhere.as_path())];
+    let server = Server::start_with(&scene.certificate, &["--only", "admission,tenancy"], &[], &environment);
+    assert_eq!(server::get(&server, "/readyz").0, 503);
+    server.wait_for_line("the warning", |line| {
+        line["message"].as_str().unwrap().starts_with("the cluster has not been listed yet")
+    });
+    wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
+}
+
+#[test]
+fn a_namespace_moves_to_tokens_when_no_pod_needs_the_header_any_more() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "moving");
+    let server = scene.lead(&[]);
+    let tenant = scene.tenant("moving");
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    wait_for("its objects", || scene.granted(&tenant));
+    wait_for("its service account", || scene.get("serviceaccount", &tenant, "default").is_some());
+    let pod = |name: &str, volumes: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": tenant, "labels": {"kubeflow-extension": "true"}},
+            "spec": {"containers": [{"name": "main", "image": "main"}], "volumes": volumes},
+        })
+    };
+    let token = json!({"serviceAccountToken": {"path": "token", "audience": "pipelines.kubeflow.org"}});
+    scene.cluster.apply(&pod("old", json!([])));
+    scene.cluster.apply(&pod("has-token", json!([{"name": "token", "projected": {"sources": [token]}}])));
+    scene.annotate(&tenant, "kubeflow-extension/identity=token");
+    let line = server.wait_for_line("the move", |line| is(line, "the namespace moves to tokens"));
+    assert!(line["detail"].as_str().unwrap().contains("still run (1, among them old)"), "{line}");
+    // What is undone in between is made good, as before.
+    scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &tenant]);
+    wait_for("the filter again", || scene.filter(&tenant).is_some());
+    assert!(scene.granted(&tenant), "the old pod is still its owner's");
+    let selector = format!("involvedObject.kind=Profile,involvedObject.name={tenant},reason=MovingToToken");
+    wait_for("an Event", || {
+        let arguments = ["get", "events", "-n", "default", "--field-selector", &selector, "-o", "json"];
+        scene.cluster.kubectl(&arguments).contains("still run (1, among them old)")
+    });
+
+    scene.cluster.kubectl(&["delete", "pod", "old", "-n", &tenant, "--force", "--wait=false"]);
+    wait_for("the withdrawal", || scene.withdrawn(&tenant));
+    scene.annotate(&tenant, "kubeflow-extension/identity=header");
+    wait_for("its objects again", || scene.granted(&tenant));
+}
+
+/// A real 410 of a real API server: one that has been restarted knows nothing of what was before, and a watch that asks
+/// for it has expired.
+#[test]
+fn a_watch_that_has_expired_lists_again_and_loses_nothing() {
+    let cluster = Cluster::own("expired");
+    let scene = Scene::new(&cluster, "expired");
+    let server = scene.lead(&[]);
+    let [kept, edited, ended] = ["kept", "edited", "ended"].map(|name| scene.tenant(name));
+    for tenant in [&kept, &edited, &ended] {
+        scene.profile(tenant, "alice@example.com");
+        scene.namespace(tenant, "alice@example.com");
+    }
+    wait_for("their objects", || [&kept, &edited, &ended].iter().all(|tenant| scene.granted(tenant)));
+
+    // It sleeps through all of it.
+    signal("STOP", &server);
+    cluster.kill_api_server();
+    cluster.up();
+    let before = scene.audit_end();
+    let added = scene.tenant("added");
+    scene.profile(&added, "alice@example.com");
+    scene.namespace(&added, "alice@example.com");
+    scene.cluster.kubectl(&["delete", "profile", &ended]);
+    scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &edited]);
+    let name = format!("bind-ml-pipeline-{edited}");
+    let edit = r#"{"spec":{"rules":[{}]}}"#;
+    scene.cluster.kubectl(&["patch", "authorizationpolicy", &name, "-n", "kubeflow", "--type=merge", "-p", edit]);
+    signal("CONT", &server);
+
+    wait_for("the new tenant's objects", || scene.granted(&added));
+    wait_for("the withdrawal", || scene.withdrawn(&ended));
+    wait_for("the repairs", || {
+        scene.filter(&edited).is_some() && scene.policy(&edited).unwrap()["spec"]["rules"][0]["when"].is_array()
+    });
+    let expired: Vec<String> = server
+        .lines()
+        .iter()
+        .filter(|line| is(line, "a watch was interrupted and begins again"))
+        .map(|line| line["error"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(expired.iter().any(|error| error.contains("too old resource version")), "{expired:#?}");
+
+    // Whoever comes last shows that everybody else has been looked at.
+    let last = scene.tenant("zz-last");
+    scene.profile(&last, "alice@example.com");
+    scene.namespace(&last, "alice@example.com");
+    wait_for("the last one's objects", || scene.granted(&last));
+    let requests = scene.requests(before);
+    let count =
+        |verb: &str, resource: &str| requests.iter().filter(|(found, of)| found == verb && of == resource).count();
+    for (resource, patches) in [("envoyfilters", 3), ("authorizationpolicies", 3), ("servicerolebindings", 2)] {
+        assert_eq!(count("patch", resource), patches, "{resource}: the new ones', and what was undone");
+        assert_eq!(count("delete", resource), 1, "{resource}: of the one that has ended");
+    }
 }
 
 #[test]

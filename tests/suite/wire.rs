@@ -1,15 +1,31 @@
 //! The wire: what a review is answered with, bytes in and bytes out, without a socket.
 
+use std::time::Instant;
+
 use base64::Engine as _;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Bytes, Frame};
 use hyper::{Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tenancy_fixer::admission::{Endpoint, Reviews};
-use tenancy_fixer::mutate::{self, Settings};
+use tenancy_fixer::admission::service::Decider;
+use tenancy_fixer::admission::{self, Endpoint, Outcome, Reviews, Wanted};
+use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
 use crate::support;
+
+/// Decides by what is known beforehand, with nobody around to be asked.
+pub struct Alone<'s>(pub &'s Settings, pub &'s Surroundings<'s>);
+
+impl Decider for Alone<'_> {
+    type Looked = ();
+
+    fn decide(&self, endpoint: Endpoint, request: &admission::Request<'_>, (): &()) -> Outcome {
+        mutate::decide(endpoint, request, self.1, self.0)
+    }
+
+    async fn look(&self, _: &str, _: Wanted, _: Instant) {}
+}
 
 /// What came of a review.
 pub struct Answered {
@@ -43,7 +59,17 @@ pub fn review(object: &Value) -> Value {
 
 /// Sends a review and applies the patch that comes back, by another implementation than ours.
 pub fn answered(endpoint: Endpoint, review: &Value, settings: &Settings) -> Answered {
-    let (status, body) = post(endpoint.path(), Full::from(review.to_string()), settings);
+    answered_in(endpoint, review, &Surroundings::unknown(), settings)
+}
+
+/// The same in a namespace of which something is known.
+pub fn answered_in(
+    endpoint: Endpoint,
+    review: &Value,
+    surroundings: &Surroundings<'_>,
+    settings: &Settings,
+) -> Answered {
+    let (status, body) = post_in(endpoint.path(), Full::from(review.to_string()), surroundings, settings);
     assert_eq!(status, StatusCode::OK, "{body}");
     assert_eq!(body["apiVersion"], "admission.k8s.io/v1");
     assert_eq!(body["kind"], "AdmissionReview");
@@ -70,23 +96,36 @@ pub fn answered(endpoint: Endpoint, review: &Value, settings: &Settings) -> Answ
 
 fn post<B>(path: &str, body: B, settings: &Settings) -> (StatusCode, Value)
 where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    post_in(path, body, &Surroundings::unknown(), settings)
+}
+
+fn post_in<B>(path: &str, body: B, surroundings: &Surroundings<'_>, settings: &Settings) -> (StatusCode, Value)
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let request = Request::post(path).header("content-type", "application/json").body(body).unwrap();
-    let response = send(request, settings);
+    let response = send_in(request, surroundings, settings);
     (response.status(), serde_json::from_slice(response.body()).unwrap())
 }
 
 /// The answer with its body read.
 fn send<B>(request: Request<B>, settings: &Settings) -> Response<Bytes>
 where
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
+{
+    send_in(request, &Surroundings::unknown(), settings)
+}
+
+fn send_in<B>(request: Request<B>, surroundings: &Surroundings<'_>, settings: &Settings) -> Response<Bytes>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let reviews = Reviews::new(&mut Registry::default());
-        let response =
-            reviews.answer(request, |endpoint, request| mutate::decide(endpoint, request, None, settings)).await;
+        let response = reviews.answer(request, &Alone(settings, surroundings)).await;
         let (head, body) = response.into_parts();
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     })
@@ -268,6 +307,7 @@ fn a_body_that_breaks_off_is_refused() {
 
 #[test]
 fn only_creations_are_changed_and_a_dry_run_is_one() {
+    // An update matters where only the owner acts as the owner; this namespace is not such a one.
     for operation in ["UPDATE", "DELETE", "CONNECT", "", "SOMETHING"] {
         let mut review = review(&notebook());
         review["request"]["operation"] = json!(operation);

@@ -42,9 +42,14 @@ impl<'c> Markers<'c> {
         self.stopped();
     }
 
-    /// Whether another container's command runs, or has run and will not do so again.
-    pub(crate) fn has_run(&self, other: &str) -> bool {
-        self.is_there(other, State::Started) || self.is_there(other, State::Finished)
+    /// Whether another container's command runs.
+    pub(crate) fn has_started(&self, other: &str) -> bool {
+        self.is_there(other, State::Started)
+    }
+
+    /// Whether another container's command has run and will not do so again.
+    pub(crate) fn has_finished(&self, other: &str) -> bool {
+        self.is_there(other, State::Finished)
     }
 
     /// The other containers that still need the proxy.

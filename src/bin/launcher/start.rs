@@ -1,5 +1,6 @@
 //! Before the command: waiting for the proxy, then for the container that is to run first.
 
+use std::cell::Cell;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ pub(crate) fn wait(contract: &Contract, markers: &Markers<'_>, signals: &Signals
         }
     }
     if let Some(other) = &contract.start_after {
-        let look = |_| if markers.has_run(other) { Look::Done } else { Look::NotYet("not started".to_owned()) };
+        let look = look_for(other, contract.start_after_delay, markers);
         let what = format!("container {other}");
         if let Some(not) = wait_for(&what, contract.start_after_timeout, contract.at_limit, signals, look) {
             return not;
@@ -53,6 +54,23 @@ pub(crate) fn wait(contract: &Contract, markers: &Markers<'_>, signals: &Signals
     match signals.wait(None, Instant::now()) {
         Woken::Signal(caught) if !caught.is_harmless() => stopped_by(&caught),
         _ => Start::Now,
+    }
+}
+
+/// Whether another container's command has run for a while. Counted from when we have first seen it, by a clock that nobody sets.
+fn look_for<'l>(other: &'l str, delay: Duration, markers: &'l Markers<'_>) -> impl Fn(Instant) -> Look + 'l {
+    let seen = Cell::new(None);
+    move |_| {
+        if markers.has_finished(other) {
+            return Look::Done;
+        }
+        if !markers.has_started(other) {
+            seen.set(None);
+            return Look::NotYet("not started".to_owned());
+        }
+        let since = seen.get().unwrap_or_else(Instant::now);
+        seen.set(Some(since));
+        if since.elapsed() >= delay { Look::Done } else { Look::NotYet("started just now".to_owned()) }
     }
 }
 

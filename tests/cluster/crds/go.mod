@@ -5,6 +5,7 @@ module tenancy-fixer/tests/cluster/crds
 go 1.26.0
 
 require (
+	github.com/cert-manager/cert-manager v1.21.2
 	github.com/kserve/kserve v0.20.0
 	github.com/kubeflow/katib v0.19.0
 	github.com/kubeflow/trainer/v2 v2.2.0

@@ -1,0 +1,158 @@
+//! A certificate that somebody else makes: two files, looked at again and again. Contents are compared, so that it does not
+//! matter how they change: the kubelet swaps a symlink (`..data`) above them, others write or rename them. No event of the
+//! file system tells of all of these.
+
+use std::fs;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use k8s_openapi::jiff::Timestamp;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use super::authority::Certificate;
+use super::metrics::SERVING;
+use super::{Metrics, Resolver};
+
+/// How often they are looked at. The kubelet itself takes a minute to bring a changed Secret.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where certificate and key are.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The certificate and its chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// What was in them, as it is.
+#[derive(Clone, PartialEq, Eq)]
+struct Contents {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// A certificate with its key that fit each other.
+pub struct Pair {
+    contents: Contents,
+    served: Arc<CertifiedKey>,
+    certificate: Certificate,
+}
+
+impl Files {
+    /// Reads both.
+    ///
+    /// # Errors
+    /// Files that are not there, not PEM, or do not belong together, by name and with the mend.
+    pub fn load(&self) -> anyhow::Result<Pair> {
+        self.pair(self.read()?)
+    }
+
+    fn read(&self) -> anyhow::Result<Contents> {
+        let certificate = fs::read(&self.certificate)
+            .with_context(|| format!("reading the certificate {}", self.certificate.display()))?;
+        let key = fs::read(&self.key).with_context(|| format!("reading the private key {}", self.key.display()))?;
+        Ok(Contents { certificate, key })
+    }
+
+    fn pair(&self, contents: Contents) -> anyhow::Result<Pair> {
+        let (file, key_file) = (self.certificate.display(), self.key.display());
+        let chain = CertificateDer::pem_slice_iter(&contents.certificate)
+            .collect::<Result<Vec<_>, _>>()
+            .with_context(|| format!("reading the certificate {file}"))?;
+        let first = chain.first().cloned();
+        let first = first.with_context(|| format!("there is no certificate in {file}; create-cert.sh makes one"))?;
+        let certificate = Certificate::read(first).with_context(|| format!("reading the certificate {file}"))?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
+            .with_context(|| format!("reading the private key {key_file}"))?;
+        let served = CertifiedKey::from_der(chain, key, &ring::default_provider())
+            .with_context(|| format!("using the key {key_file} with the certificate {file}"))?;
+        Ok(Pair { contents, served: Arc::new(served), certificate })
+    }
+}
+
+/// Serves with that pair, and with whatever takes its place, until `stop`. A pair that does not fit is told, and the one
+/// before it stays. `readiness` hears, again and again, why the API server should not call us; nothing: it may.
+pub fn follow(
+    files: Files,
+    pair: Pair,
+    resolver: Resolver,
+    metrics: Metrics,
+    readiness: impl Fn(Option<String>),
+    stop: impl Future<Output = ()>,
+) -> impl Future<Output = ()> {
+    // At once, before anybody connects.
+    resolver.serve(pair.served.clone());
+    readiness(pair.certificate.why_not_valid(Timestamp::now()));
+    metrics.expires(SERVING, &pair.certificate);
+    async move {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stop = std::pin::pin!(stop);
+        let mut doubts = Doubts::default();
+        let Pair { mut contents, mut certificate, .. } = pair;
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut stop => return,
+                _ = ticks.tick() => {}
+            }
+            readiness(certificate.why_not_valid(Timestamp::now()));
+            // A file system that hangs must not keep requests waiting.
+            let (looked, known) = (files.clone(), contents.clone());
+            let found = tokio::task::spawn_blocking(move || {
+                let found = looked.read()?;
+                Ok(if found == known { None } else { Some(looked.pair(found)?) })
+            });
+            let found = tokio::select! {
+                biased;
+                () = &mut stop => return,
+                found = found => found,
+            };
+            match found.unwrap_or_else(|error| Err(anyhow::anyhow!(error))) {
+                Ok(None) => doubts = Doubts::default(),
+                Ok(Some(new)) => {
+                    resolver.serve(new.served);
+                    metrics.changed(SERVING);
+                    metrics.expires(SERVING, &new.certificate);
+                    info!(file = %files.certificate.display(), not_after = %new.certificate.not_after, "certificate exchanged");
+                    (contents, certificate, doubts) = (new.contents, new.certificate, Doubts::default());
+                }
+                Err(error) => {
+                    metrics.failed();
+                    if let Some(error) = doubts.worth_telling(format!("{error:#}")) {
+                        warn!(error, not_after = %certificate.not_after, "the new certificate cannot be used, the old one stays");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What is wrong is told once, and only if it is still so at the second look: files that change one after the other do not fit
+/// for a moment.
+#[derive(Default)]
+struct Doubts {
+    last: Option<String>,
+    told: bool,
+}
+
+impl Doubts {
+    fn worth_telling(&mut self, error: String) -> Option<&str> {
+        if self.last.as_ref() == Some(&error) {
+            let tell = !self.told;
+            self.told = true;
+            return self.last.as_deref().filter(|_| tell);
+        }
+        (self.last, self.told) = (Some(error), false);
+        None
+    }
+}

@@ -1,0 +1,1 @@
+"""Stands in for the SDK of Kubeflow Pipelines; nothing of this is used here."""

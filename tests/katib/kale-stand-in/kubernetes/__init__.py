@@ -1,0 +1,1 @@
+"""Stands in for the client of Kubernetes; nothing of this is used here."""
