@@ -21,6 +21,12 @@ demo: ## See a real API server create a tenant's objects, each changed by our we
 test: ## Run every test; TEST_CLUSTER=current runs those of a cluster against the kubeconfig's own
 	tests/run
 
+.PHONY: flood
+flood: ## Attack the release with 10,000 of everything, the API server being away for minutes; about ten minutes
+	cargo build --locked --release --bin tenancy-fixer
+	FLOOD=10000 FAULT_SECONDS=60 SERVER=$(CURDIR)/target/release/tenancy-fixer \
+		tests/run server_attack:: api_faults:: server_drain:: server_rollout:: --nocapture --test-threads 1
+
 .PHONY: test-tensorflow
 test-tensorflow: ## Run the test of Katib's TFEvent collector with the real TensorFlow (1.3 GB)
 	tests/setup tensorflow

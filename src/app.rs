@@ -8,9 +8,10 @@ use std::{fs, io};
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum as _;
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::{Request, Response, StatusCode, Uri};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,13 +19,15 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-use crate::admission::{manifests, service};
+use crate::admission::service::{Refusal, refused};
+use crate::admission::{Reviews, manifests};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::own_pod::OwnPod;
 use crate::images::{self, Images};
 use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
+use crate::server::{Body, Limits, Port, Stage};
 use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
@@ -37,6 +40,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             telemetry::start(&settings.logs);
             let termination_log = settings.logs.termination_log.clone();
             let served = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(settings.connections.threads())
                 .enable_all()
                 .build()
                 .context("starting the runtime")?
@@ -61,14 +65,16 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     );
     info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
+    // Operations, certificates and watches go on until the last review is answered.
+    let (ended, end) = watch::channel(Stage::Serving);
     let mut registry = Registry::with_prefix("tenancy_fixer");
+    registry.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+    let metrics = server::Metrics::register(&mut registry);
+    let reviews = Reviews::new(&mut registry);
     let admits = settings.has(Capability::Admission);
     let readiness = Readiness::of(if admits { &[SERVER, SURROUNDINGS, CERTIFICATE] } else { &[SERVER, SURROUNDINGS] });
-    let certificates = if admits {
-        Some(certificates(&settings, &mut registry, readiness.clone(), until(&stop)).await?)
-    } else {
-        None
-    };
+    let certificates =
+        if admits { Some(certificates(&settings, &mut registry, readiness.clone(), until(&end)).await?) } else { None };
     let listener = listen("--listen", settings.listen).await?;
     let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
     let namespaces = Arc::new(tenancy::State::default());
@@ -84,16 +90,40 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     readiness.report(SERVER, None);
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "listening");
 
-    let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
+    let operations = Port {
+        listener: ops_listener,
+        tls: None,
+        handler: operations_handler(readiness.clone(), registry),
+        refuse: refused_operation,
+        limits: Limits::of_operations(&settings.connections),
+        metrics: server::Metrics::default(),
+        stage: end.clone(),
+    };
     let admission = async {
         if let Some((tls, kept)) = certificates {
-            let handler = admission_handler(reviewer);
-            tokio::join!(kept, server::serve(listener, Some(tls), handler, until(&stop)));
+            let port = Port {
+                listener,
+                tls: Some(tls),
+                handler: admission_handler(reviewer, reviews),
+                refuse: refused,
+                limits: Limits::of(&settings.connections),
+                metrics,
+                stage: stop.clone(),
+            };
+            let serving = async {
+                port.serve().await;
+                // The receivers are here.
+                let _ = ended.send(Stage::Ending);
+            };
+            tokio::join!(kept, serving);
+        } else {
+            until(&stop).await;
+            let _ = ended.send(Stage::Ending);
         }
     };
     let controller = async {
         if let Some(context) = tenancy {
-            tenancy::run(context, until(&stop)).await;
+            tenancy::run(context, until(&stop), until(&end)).await;
         }
     };
     let announce = async {
@@ -105,7 +135,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
         readiness.report(SERVER, Some("stopping".to_owned()));
         info!("stopping");
     };
-    tokio::join!(operations, admission, controller, announce);
+    tokio::join!(operations.serve(), admission, controller, announce);
     info!("stopped");
     Ok(())
 }
@@ -162,7 +192,9 @@ async fn certificates(
     stop: impl Future<Output = ()> + 'static,
 ) -> anyhow::Result<(TlsAcceptor, BoxedWork)> {
     let resolver = certs::Resolver::default();
-    let tls = TlsAcceptor::from(certs::server_config(resolver.clone())?);
+    let clients = settings.connections.client_ca.as_deref();
+    let clients = clients.map(|ca| server::clients(ca, &settings.connections.client_names)).transpose()?;
+    let tls = TlsAcceptor::from(certs::server_config(resolver.clone(), clients)?);
     let metrics = certs::Metrics::register(registry);
     let readiness = move |why_not| readiness.report(CERTIFICATE, why_not);
     let kept: BoxedWork = match (settings.tls_cert.clone(), settings.tls_key.clone()) {
@@ -251,18 +283,25 @@ fn instance() -> String {
     format!("{}-{}", host.as_deref().unwrap_or("local"), std::process::id())
 }
 
-fn admission_handler(reviewer: Reviewer) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
-    let reviewer = Arc::new(reviewer);
+fn admission_handler(
+    reviewer: Reviewer,
+    reviews: Reviews,
+) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
+    let shared = Arc::new((reviewer, reviews));
     move |request| {
-        let reviewer = Arc::clone(&reviewer);
-        Box::pin(async move { service::answer(request, &*reviewer).await })
+        let shared = Arc::clone(&shared);
+        Box::pin(async move {
+            let (reviewer, reviews) = &*shared;
+            let request = request.map(|body| body.map_err(|error| Refusal::new(error.status(), error.to_string())));
+            reviews.answer(request, reviewer).await
+        })
     }
 }
 
 fn operations_handler(
     readiness: Readiness,
     registry: Registry,
-) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
+) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
     let registry = Arc::new(registry);
     move |request| {
         let (readiness, registry) = (readiness.clone(), Arc::clone(&registry));
@@ -278,12 +317,18 @@ fn operations_handler(
     }
 }
 
-/// Ends when the process is told to.
-fn until(stop: &watch::Receiver<bool>) -> impl Future<Output = ()> + 'static {
+fn refused_operation(_: &Uri, status: StatusCode, message: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("{message}\n")));
+    *response.status_mut() = status;
+    response
+}
+
+/// Ends when the end begins.
+fn until(stop: &watch::Receiver<Stage>) -> impl Future<Output = ()> + 'static {
     let mut stop = stop.clone();
     async move {
         // An error is the end of the sender, and so of the process.
-        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = stop.wait_for(|stage| *stage >= Stage::Draining).await;
     }
 }
 
@@ -295,18 +340,20 @@ async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<Tcp
     TcpListener::bind(address).await.with_context(|| format!("listening on {address} ({flag})"))
 }
 
-/// Becomes `true` once, at SIGTERM or SIGINT.
-fn stop_signal() -> anyhow::Result<watch::Receiver<bool>> {
+/// One stage further with each SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<watch::Receiver<Stage>> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-    let (sender, receiver) = watch::channel(false);
+    let (sender, receiver) = watch::channel(Stage::Serving);
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for stage in [Stage::Draining, Stage::Ending] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            // Nobody listens once everything has ended.
+            let _ = sender.send(stage);
         }
-        // Nobody listens once everything has ended.
-        let _ = sender.send(true);
     });
     Ok(receiver)
 }

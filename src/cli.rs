@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{certs, images, mutate, settings, telemetry, tenancy};
+use crate::{certs, images, mutate, server, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -107,6 +107,10 @@ pub struct Serve {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub in_cluster: InCluster,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub connections: server::Settings,
 
     #[command(flatten)]
     #[allow(missing_docs)]

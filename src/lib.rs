@@ -12,7 +12,7 @@
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`offline`] | the same without a cluster, for files |
-//! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
+//! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |

@@ -7,6 +7,8 @@
 // A test that cannot go on fails.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, clippy::unwrap_in_result)]
 
+#[path = "suite/api_faults.rs"]
+mod api_faults;
 #[path = "suite/arrows.rs"]
 mod arrows;
 #[path = "suite/certificates.rs"]
@@ -17,6 +19,8 @@ mod cluster;
 mod create_cert;
 #[path = "suite/deploy.rs"]
 mod deploy;
+#[path = "suite/docs.rs"]
+mod docs;
 #[path = "suite/entrypoints.rs"]
 mod entrypoints;
 #[path = "suite/envoy.rs"]
@@ -35,6 +39,8 @@ mod later_webhook;
 mod launcher;
 #[path = "suite/launcher_script.rs"]
 mod launcher_script;
+#[path = "suite/load.rs"]
+mod load;
 #[path = "suite/manifests.rs"]
 mod manifests;
 #[path = "katib/node.rs"]
@@ -55,6 +61,18 @@ mod rendered;
 mod serve;
 #[path = "suite/server.rs"]
 mod server;
+#[path = "suite/server_attack.rs"]
+mod server_attack;
+#[path = "suite/server_drain.rs"]
+mod server_drain;
+#[path = "suite/server_limits.rs"]
+mod server_limits;
+#[path = "suite/server_operations.rs"]
+mod server_operations;
+#[path = "suite/server_rollout.rs"]
+mod server_rollout;
+#[path = "suite/server_tls.rs"]
+mod server_tls;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/tenancy.rs"]

@@ -9,9 +9,17 @@ use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
+/// Tokens that a document may have: keys and values. `[1,1,...]` has one for every two bytes of a body and would take a
+/// dozen times its memory. So many take 6 MiB. An object of
+/// 1.5 MiB, which is what etcd stores, may have one for every six bytes: `{"name":"V1","value":"b"}`, has one for five,
+/// so that 50,000 of them are the most.
+pub const MOST_TOKENS: usize = 256 * 1024;
+
 /// A document: its tokens in reading order, the root first.
 pub struct Document<'a> {
     tokens: Vec<Token<'a>>,
+    /// Texts in which an escape had to be resolved, one behind another: a block, not hundreds of thousands of them.
+    own: String,
 }
 
 /// One value, or the key before a value. Containers know where they end, so that a reader can step over them.
@@ -19,16 +27,30 @@ enum Token<'a> {
     Null,
     Bool(bool),
     Number,
-    Text(Cow<'a, str>),
-    Key(Cow<'a, str>),
-    List { end: usize },
-    Object { end: usize },
+    Text(&'a str),
+    Key(&'a str),
+    /// The same two, where they stand in [`Document::own`].
+    OwnText(Span),
+    OwnKey(Span),
+    List {
+        end: usize,
+    },
+    Object {
+        end: usize,
+    },
+}
+
+/// From a byte on, so many. A body of 4 GiB is not read.
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    length: u32,
 }
 
 /// A place in a [`Document`].
 #[derive(Clone, Copy)]
 pub struct Node<'d> {
-    tokens: &'d [Token<'d>],
+    document: &'d Document<'d>,
     at: usize,
 }
 
@@ -52,7 +74,12 @@ impl Document<'_> {
     /// The whole of it.
     #[must_use]
     pub fn root(&self) -> Node<'_> {
-        Node { tokens: &self.tokens, at: 0 }
+        Node { document: self, at: 0 }
+    }
+
+    fn own(&self, Span { start, length }: Span) -> &str {
+        let at = |place: u32| usize::try_from(place).unwrap_or(usize::MAX);
+        self.own.get(at(start)..at(start).saturating_add(at(length))).unwrap_or_default()
     }
 }
 
@@ -76,7 +103,7 @@ impl<'d> Node<'d> {
             Some(Token::Object { end }) => (self.at + 1, *end),
             _ => (0, 0),
         };
-        Children { tokens: self.tokens, next: first, end }.filter_map(|(key, value)| Some((key?, value)))
+        Children { document: self.document, next: first, end }.filter_map(|(key, value)| Some((key?, value)))
     }
 
     /// The items of a list; nothing where this is none.
@@ -85,7 +112,7 @@ impl<'d> Node<'d> {
             Some(Token::List { end }) => (self.at + 1, *end),
             _ => (0, 0),
         };
-        Children { tokens: self.tokens, next: first, end }.map(|(_, value)| value)
+        Children { document: self.document, next: first, end }.map(|(_, value)| value)
     }
 
     /// The text, where it is one.
@@ -93,6 +120,7 @@ impl<'d> Node<'d> {
     pub fn text(self) -> Option<&'d str> {
         match self.token() {
             Some(Token::Text(text)) => Some(text),
+            Some(Token::OwnText(span)) => Some(self.document.own(*span)),
             _ => None,
         }
     }
@@ -166,7 +194,7 @@ impl<'d> Node<'d> {
     }
 
     fn token(self) -> Option<&'d Token<'d>> {
-        self.tokens.get(self.at)
+        self.document.tokens.get(self.at)
     }
 
     fn is_null(self) -> bool {
@@ -178,7 +206,7 @@ impl<'d> Node<'d> {
             Some(Token::Null) | None => "null",
             Some(Token::Bool(_)) => "a boolean",
             Some(Token::Number) => "a number",
-            Some(Token::Text(_) | Token::Key(_)) => "a string",
+            Some(Token::Text(_) | Token::Key(_) | Token::OwnText(_) | Token::OwnKey(_)) => "a string",
             Some(Token::List { .. }) => "a list",
             Some(Token::Object { .. }) => "an object",
         }
@@ -187,7 +215,7 @@ impl<'d> Node<'d> {
     /// Where this node stands, as people write it: `spec.containers[0].args`. Found from the root, since only errors ask.
     fn path(self) -> String {
         let mut path = String::new();
-        let mut node = Node { tokens: self.tokens, at: 0 };
+        let mut node = Node { document: self.document, at: 0 };
         while node.at < self.at {
             let member =
                 node.entries().map(|(key, value)| (Some(key), value)).chain(node.items().map(|item| (None, item)));
@@ -208,7 +236,7 @@ impl<'d> Node<'d> {
 
 /// The children of a container, each with its key where it has one.
 struct Children<'d> {
-    tokens: &'d [Token<'d>],
+    document: &'d Document<'d>,
     next: usize,
     end: usize,
 }
@@ -220,14 +248,13 @@ impl<'d> Iterator for Children<'d> {
         if self.next >= self.end {
             return None;
         }
-        let key = match self.tokens.get(self.next)? {
-            Token::Key(key) => {
-                self.next += 1;
-                Some(key.as_ref())
-            }
+        let key = match self.document.tokens.get(self.next)? {
+            Token::Key(key) => Some(*key),
+            Token::OwnKey(span) => Some(self.document.own(*span)),
             _ => None,
         };
-        let value = Node { tokens: self.tokens, at: self.next };
+        self.next += usize::from(key.is_some());
+        let value = Node { document: self.document, at: self.next };
         self.next = match value.token()? {
             Token::List { end } | Token::Object { end } => *end,
             _ => self.next + 1,
@@ -239,21 +266,37 @@ impl<'d> Iterator for Children<'d> {
 impl<'de> Deserialize<'de> for Document<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // An object of a few kilobytes has a few hundred tokens; larger ones grow.
-        let mut tokens = Vec::with_capacity(256);
-        Builder { tokens: &mut tokens }.deserialize(deserializer)?;
-        Ok(Document { tokens })
+        let mut document = Document { tokens: Vec::with_capacity(256), own: String::new() };
+        Builder { document: &mut document }.deserialize(deserializer)?;
+        Ok(document)
     }
 }
 
 /// Writes one value, with all in it, behind the tokens so far.
 struct Builder<'b, 'a> {
-    tokens: &'b mut Vec<Token<'a>>,
+    document: &'b mut Document<'a>,
 }
 
 impl<'a> Builder<'_, 'a> {
+    fn push<E: Error>(&mut self, token: Token<'a>) -> Result<(), E> {
+        if self.document.tokens.len() >= MOST_TOKENS {
+            return Err(E::custom(format_args!("more than {MOST_TOKENS} keys and values")));
+        }
+        self.document.tokens.push(token);
+        Ok(())
+    }
+
+    fn keep<E: Error>(&mut self, text: &str) -> Result<Span, E> {
+        let own = &mut self.document.own;
+        let place = |number: usize| u32::try_from(number).map_err(|_| E::custom("too long a document"));
+        let span = Span { start: place(own.len())?, length: place(text.len())? };
+        own.push_str(text);
+        Ok(span)
+    }
+
     fn close(&mut self, opened: usize, token: impl FnOnce(usize) -> Token<'a>) {
-        let end = self.tokens.len();
-        if let Some(place) = self.tokens.get_mut(opened) {
+        let end = self.document.tokens.len();
+        if let Some(place) = self.document.tokens.get_mut(opened) {
             *place = token(end);
         }
     }
@@ -274,55 +317,53 @@ impl<'de> Visitor<'de> for Builder<'_, 'de> {
         out.write_str("any JSON value")
     }
 
-    fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.tokens.push(Token::Null);
-        Ok(())
+    fn visit_unit<E: Error>(mut self) -> Result<(), E> {
+        self.push(Token::Null)
     }
 
-    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.tokens.push(Token::Bool(value));
-        Ok(())
+    fn visit_bool<E: Error>(mut self, value: bool) -> Result<(), E> {
+        self.push(Token::Bool(value))
     }
 
-    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
-        self.tokens.push(Token::Number);
-        Ok(())
+    fn visit_i64<E: Error>(mut self, _: i64) -> Result<(), E> {
+        self.push(Token::Number)
     }
 
-    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
-        self.tokens.push(Token::Number);
-        Ok(())
+    fn visit_u64<E: Error>(mut self, _: u64) -> Result<(), E> {
+        self.push(Token::Number)
     }
 
-    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
-        self.tokens.push(Token::Number);
-        Ok(())
+    fn visit_f64<E: Error>(mut self, _: f64) -> Result<(), E> {
+        self.push(Token::Number)
     }
 
-    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<(), E> {
-        self.tokens.push(Token::Text(Cow::Borrowed(text)));
-        Ok(())
+    fn visit_borrowed_str<E: Error>(mut self, text: &'de str) -> Result<(), E> {
+        self.push(Token::Text(text))
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.tokens.push(Token::Text(Cow::Owned(text.to_owned())));
-        Ok(())
+    fn visit_str<E: Error>(mut self, text: &str) -> Result<(), E> {
+        let span = self.keep(text)?;
+        self.push(Token::OwnText(span))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
-        let opened = self.tokens.len();
-        self.tokens.push(Token::List { end: 0 });
-        while items.next_element_seed(Builder { tokens: self.tokens })?.is_some() {}
+        let opened = self.document.tokens.len();
+        self.push(Token::List { end: 0 })?;
+        while items.next_element_seed(Builder { document: self.document })?.is_some() {}
         self.close(opened, |end| Token::List { end });
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
-        let opened = self.tokens.len();
-        self.tokens.push(Token::Object { end: 0 });
+        let opened = self.document.tokens.len();
+        self.push(Token::Object { end: 0 })?;
         while let Some(Text(key)) = members.next_key()? {
-            self.tokens.push(Token::Key(key));
-            members.next_value_seed(Builder { tokens: self.tokens })?;
+            let key = match key {
+                Cow::Borrowed(key) => Token::Key(key),
+                Cow::Owned(key) => Token::OwnKey(self.keep(&key)?),
+            };
+            self.push(key)?;
+            members.next_value_seed(Builder { document: self.document })?;
         }
         self.close(opened, |end| Token::Object { end });
         Ok(())

@@ -5,9 +5,11 @@
 pub mod endpoints;
 pub mod json;
 pub mod manifests;
+mod metrics;
 pub mod patch;
 pub mod review;
 pub mod service;
 
 pub use endpoints::Endpoint;
 pub use review::{Outcome, Request, Wanted};
+pub use service::Reviews;

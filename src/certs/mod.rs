@@ -26,6 +26,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 
 pub use files::{Files, Pair, follow};
 pub use keeper::{Context, keep};
@@ -34,15 +36,19 @@ pub use resolver::Resolver;
 pub use settings::Settings;
 pub use survey::{Survey, survey};
 
-/// A TLS set-up that serves HTTP/1.1 with whatever the resolver has.
+/// A TLS set-up that serves HTTP/1.1 with whatever the resolver has, to these clients or to all. Of TLS 1.2 and 1.3 ring has
+/// suites with authenticated encryption (AEAD) and forward secrecy only.
 ///
 /// # Errors
 /// None that we know of.
-pub fn server_config(resolver: Resolver) -> anyhow::Result<Arc<ServerConfig>> {
+pub fn server_config(
+    resolver: Resolver,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> anyhow::Result<Arc<ServerConfig>> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .context("choosing TLS versions")?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
         .with_cert_resolver(Arc::new(resolver));
     // The API server speaks nothing else to services, and HTTP/2's attack surface stays out.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

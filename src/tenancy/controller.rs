@@ -40,8 +40,8 @@ pub struct Context {
     pub instance: String,
 }
 
-/// Runs until `stop`. Every replica watches; the one that holds the Lease writes.
-pub async fn run(context: Context, stop: impl Future<Output = ()>) {
+/// Every replica watches, until `end`; the one that holds the Lease writes, until `stop`.
+pub async fn run(context: Context, stop: impl Future<Output = ()>, end: impl Future<Output = ()>) {
     let lease = Lease::new(context.client.clone(), &context.settings.lease_namespace, context.instance.clone());
     let reporter = Reporter { controller: names::PROJECT.to_owned(), instance: Some(context.instance.clone()) };
     let worker = Arc::new(Worker {
@@ -70,7 +70,8 @@ pub async fn run(context: Context, stop: impl Future<Output = ()>) {
     );
     tokio::select! {
         () = watching => {}
-        () = writing => {}
+        // Reviews are still answered, by what the watches know.
+        () = async { writing.await; end.await } => {}
     }
 }
 

@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
     ("reviewer", &["admission", "images", "mutate", "tenancy"]),
-    ("cli", &["certs", "cluster", "images", "mutate", "offline", "settings", "telemetry", "tenancy"]),
+    ("cli", &["certs", "cluster", "images", "mutate", "offline", "server", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

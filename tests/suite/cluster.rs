@@ -18,15 +18,15 @@ use crate::server::{Certificate, Server};
 use crate::support::{self, kubectl, kubectl_with, wait_for};
 
 /// A tenant's namespace, and one beside it that nobody's webhooks look at.
-struct Scene {
-    name: String,
-    tenant: String,
+pub struct Scene {
+    pub name: String,
+    pub tenant: String,
     outside: String,
-    certificate: Certificate,
+    pub certificate: Certificate,
 }
 
 impl Scene {
-    fn new(test: &str) -> Self {
+    pub fn new(test: &str) -> Self {
         let name = format!("{test}-{}", std::process::id());
         let (tenant, outside) = (format!("{name}-tenant"), format!("{name}-outside"));
         for (namespace, labels) in [
@@ -50,7 +50,7 @@ impl Scene {
     }
 
     /// Points a webhook configuration of this test's own at an address, and waits until the API server uses it.
-    fn point_webhooks_at(&self, address: SocketAddr) {
+    pub fn point_webhooks_at(&self, address: SocketAddr) {
         let configuration = configuration(&self.name, address, &self.certificate);
         kubectl_with(&["apply", "--server-side", "-f", "-"], &configuration.to_string());
         let probe = json!({
@@ -65,7 +65,7 @@ impl Scene {
         });
     }
 
-    fn configuration(&self) -> String {
+    pub fn configuration(&self) -> String {
         format!("tenancy-fixer-{}", self.name)
     }
 
@@ -475,7 +475,8 @@ pub fn base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
-/// One address for several replicas: each connection goes to the next one, bytes as they are.
+/// One address for several replicas, as a Service has: each connection goes to the next one, bytes as they are. Stands in
+/// for kube-proxy, which these tests have not got.
 pub struct Balancer {
     pub address: SocketAddr,
     replicas: Arc<Mutex<Vec<SocketAddr>>>,
@@ -506,6 +507,11 @@ impl Balancer {
             }
         });
         Self { address, replicas, open }
+    }
+
+    /// Whoever has this decides where connections go.
+    pub fn sender(&self) -> Arc<Mutex<Vec<SocketAddr>>> {
+        Arc::clone(&self.replicas)
     }
 
     pub fn send_to(&self, replicas: Vec<SocketAddr>) {

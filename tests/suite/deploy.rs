@@ -159,7 +159,6 @@ fn the_pods_may_do_no_more_than_they_need() {
     let pod = &spec["template"]["spec"];
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
     assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
-    assert!(pod["affinity"]["podAntiAffinity"].is_object());
     assert_eq!(pod.get("hostNetwork"), None);
     for container in pod["containers"].as_array().unwrap() {
         let context = &container["securityContext"];
@@ -181,12 +180,94 @@ fn the_pods_may_do_no_more_than_they_need() {
     assert!(of_kind(&objects, "PodDisruptionBudget").is_object() && of_kind(&objects, "NetworkPolicy").is_object());
 }
 
+/// What keeps one replica at work whatever happens to the other.
+#[test]
+fn replicas_are_spread_and_go_one_after_the_other() {
+    let objects = base();
+    let spec = &of_kind(&objects, "Deployment")["spec"];
+    assert_eq!(spec["strategy"]["rollingUpdate"], json!({"maxSurge": 1, "maxUnavailable": 0}));
+    let pod = &spec["template"]["spec"];
+    let spread = pod["topologySpreadConstraints"].as_array().unwrap();
+    let keys: Vec<_> = spread.iter().map(|constraint| constraint["topologyKey"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]);
+    for constraint in spread {
+        assert_eq!(constraint["whenUnsatisfiable"], "ScheduleAnyway", "one node has to do");
+        assert_eq!(constraint["labelSelector"]["matchLabels"], spec["selector"]["matchLabels"]);
+    }
+    let class = of_kind(&objects, "PriorityClass");
+    assert_eq!(pod["priorityClassName"], class["metadata"]["name"]);
+    assert!(class["value"].as_i64().unwrap() < 1_000_000_000, "more is Kubernetes' own");
+    assert_eq!((&class["preemptionPolicy"], &class["globalDefault"]), (&json!("Never"), &json!(false)));
+    let budget = &of_kind(&objects, "PodDisruptionBudget")["spec"];
+    assert_eq!(budget["maxUnavailable"], 1);
+    assert_eq!(budget["selector"]["matchLabels"], spec["selector"]["matchLabels"]);
+}
+
+/// The pod's grace has room for the drain's limit and the last answers; nothing else waits at the end.
+#[test]
+fn the_drain_fits_into_the_grace_period() {
+    let objects = base();
+    let pod = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"];
+    let help = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let default = |flag: &str| -> u64 {
+        let of_flag = &help[help.find(&format!("--{flag} ")).unwrap()..];
+        let text = of_flag.split("[default: ").nth(1).unwrap().split('s').next().unwrap();
+        text.parse().unwrap()
+    };
+    let (quiet, limit) = (default("drain-quiet"), default("drain-limit"));
+    let last_answers = 3;
+    assert!(quiet < limit && limit + last_answers < pod["terminationGracePeriodSeconds"].as_u64().unwrap());
+    let container = &pod["containers"][0];
+    assert_eq!(container.get("lifecycle"), None, "SIGTERM is enough");
+    let probe = &container["readinessProbe"];
+    let heard = probe["periodSeconds"].as_u64().unwrap() * probe["failureThreshold"].as_u64().unwrap();
+    assert!(quiet >= heard, "whoever goes by readiness alone has heard by then");
+    let settings = of_kind(&objects, "ConfigMap")["data"]["settings.yaml"].as_str().unwrap();
+    assert!(!settings.contains("drain-"), "the defaults are what was compared here");
+}
+
+/// A webhook that is called for its own pods, or for the cluster's, can keep both from coming back.
+#[test]
+fn our_own_namespace_and_the_clusters_are_never_intercepted() {
+    let objects = base();
+    let own = of_kind(&objects, "Namespace")["metadata"]["name"].as_str().unwrap();
+    let webhooks = objects.iter().filter(|object| object["kind"].as_str().unwrap().ends_with("WebhookConfiguration"));
+    for webhook in webhooks.flat_map(|object| object["webhooks"].as_array().unwrap()) {
+        let left_out = webhook["namespaceSelector"]["matchExpressions"].as_array().unwrap().iter().any(|expression| {
+            let values = expression["values"].as_array().unwrap();
+            expression["key"] == "kubernetes.io/metadata.name"
+                && expression["operator"] == "NotIn"
+                && [own, "kube-system", "kube-node-lease"].iter().all(|name| values.contains(&json!(name)))
+        });
+        assert!(left_out, "{}", webhook["name"]);
+        assert!(webhook["timeoutSeconds"].as_u64().unwrap() <= 5, "all webhooks of a request share 30 seconds");
+    }
+}
+
+#[test]
+fn the_network_lets_in_the_two_ports_and_lets_out_to_the_api_server_alone() {
+    let objects = base();
+    let policy = &of_kind(&objects, "NetworkPolicy")["spec"];
+    let ports = |rules: &Value| -> Vec<u64> {
+        let rules = rules.as_array().unwrap().iter();
+        rules.flat_map(|rule| rule["ports"].as_array().unwrap()).map(|port| port["port"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
+    assert_eq!(ports(&policy["ingress"]), [8443, 8080]);
+    assert_eq!(ports(&policy["egress"]), [443, 6443]);
+    let container = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    let offered: Vec<_> = container["ports"].as_array().unwrap().iter().map(|port| &port["containerPort"]).collect();
+    assert_eq!(offered, [8443, 8080], "as the policy has them");
+}
+
 /// Not the Deployment, which the API server takes in any case: its pods, under the rules of their namespace.
 #[test]
 fn the_namespace_lets_the_pods_in_and_nothing_worse() {
     let cluster = Cluster::shared();
     for folder in INSTALLATIONS {
         let objects = installation(folder);
+        cluster.apply(of_kind(&objects, "PriorityClass"));
         let name = format!("deploy-pods-{}-{}", folder.replace('/', "-"), std::process::id());
         let template = &of_kind(&objects, "Deployment")["spec"]["template"];
         let mut pod =

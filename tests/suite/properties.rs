@@ -2,10 +2,11 @@
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, StatusCode};
+use prometheus_client::registry::Registry;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Value, json};
-use tenancy_fixer::admission::{Endpoint, service};
+use tenancy_fixer::admission::{Endpoint, Reviews};
 use tenancy_fixer::mutate::{Settings, Surroundings};
 use tenancy_fixer::yaml;
 
@@ -318,10 +319,11 @@ proptest! {
         let mut body = whole[..cut].to_vec();
         body.extend(bytes);
         let settings = support::settings(&[] as &[&str]);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let reviews = Reviews::new(&mut Registry::default());
         let status = runtime.block_on(async {
             let request = Request::post(endpoint.path()).header("content-type", "application/json").body(Full::<hyper::body::Bytes>::from(body)).unwrap();
-            let response = service::answer(request, &wire::Alone(&settings, &Surroundings::unknown())).await;
+            let response = reviews.answer(request, &wire::Alone(&settings, &Surroundings::unknown())).await;
             let status = response.status();
             let answer: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
             assert!(answer.is_object());

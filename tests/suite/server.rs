@@ -14,7 +14,7 @@ use hyper::client::conn::http1;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -81,9 +81,43 @@ impl Server {
         Self::run(command, certificate.ca.clone())
     }
 
+    /// Starts it with a log of what goes wrong alone, on ports that are free at this moment.
+    pub fn start_quiet(certificate: &Certificate, flags: &[&str], environment: &[(String, String)]) -> Self {
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (address, operations) = (free(), free());
+        let mut command = command(certificate, flags);
+        command.envs(environment.iter().cloned());
+        command.args([
+            "--listen",
+            &address.to_string(),
+            "--ops-listen",
+            &operations.to_string(),
+            "--drain-quiet",
+            "0s",
+        ]);
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let log = Log::of(process.stdout.take().unwrap());
+        let server = Self { address, operations, process, ca: certificate.ca.clone(), log };
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(operations).is_err() {
+            assert!(Instant::now() < deadline, "the server does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
     /// Starts a command that serves, on free ports; `ca` is whom those who call it trust.
     pub fn run(mut command: Command, ca: PathBuf) -> Self {
         command.args(["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
+        if !command.get_args().any(|argument| argument == "--drain-quiet") {
+            // Nobody has to hear that these go.
+            command.args(["--drain-quiet", "0s"]);
+        }
+        Self::started(command, ca)
+    }
+
+    /// Starts a command that becomes a server.
+    pub fn started(mut command: Command, ca: PathBuf) -> Self {
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let log = Log::of(process.stdout.take().unwrap());
         let ready = log.wait("listening", PATIENCE, |line| line["message"] == "listening");
@@ -116,10 +150,48 @@ impl Server {
         self.lines().into_iter().filter(|line| line["message"] == "reviewed").collect()
     }
 
+    /// How many reviews have been answered, by the server's own count.
+    pub fn reviews_so_far(&self) -> u64 {
+        let (_, metrics) = get(self, "/metrics");
+        let counts = metrics
+            .lines()
+            .filter(|line| line.starts_with("tenancy_fixer_admission_reviews_total{") && line.contains("code=\"200\""));
+        counts.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        let status = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, by its name without SIG.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status().unwrap();
         assert!(status.success());
+    }
+
+    /// A number of /proc/PID/status in KiB: `VmRSS`, or `VmHWM` for its peak.
+    pub fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Processor time so far, of user and system.
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
+        // The name, in parentheses, may have anything in it.
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        // USER_HZ is 100 on every Linux that we know of.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// A series of /metrics; 0 where nothing has been counted yet.
+    pub fn metric(&self, series: &str) -> u64 {
+        let (_, metrics) = get(self, "/metrics");
+        let line = metrics.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
     }
 
     /// The exit code, once there is one.
@@ -160,7 +232,7 @@ pub fn command(certificate: &Certificate, flags: &[&str]) -> Command {
 }
 
 fn bare_command(certificate: &Certificate) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+    let mut command = Command::new(std::env::var("SERVER").unwrap_or(env!("CARGO_BIN_EXE_tenancy-fixer").to_owned()));
     command.arg("serve").arg("--tls-cert").arg(&certificate.chain).arg("--tls-key").arg(&certificate.key);
     command.env_remove("KUBECONFIG").env("HOME", "/nonexistent");
     command
@@ -178,7 +250,26 @@ pub fn exit_code(process: &mut Child) -> i32 {
 }
 
 pub async fn connect(address: SocketAddr, ca: &Path) -> std::io::Result<TlsStream<TcpStream>> {
-    connect_as(address, ServerName::from(address.ip()), &std::fs::read(ca).unwrap()).await
+    handshake(TcpStream::connect(address).await?, ca, None).await
+}
+
+/// TLS on a connection; with a client's certificate and key where there is one.
+pub async fn handshake(
+    stream: TcpStream,
+    ca: &Path,
+    client: Option<(&Path, &Path)>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::from(stream.peer_addr()?.ip());
+    let connector = match client {
+        None => connector(ca),
+        Some((certificate, key)) => {
+            let chain = vec![CertificateDer::from_pem_file(certificate).unwrap()];
+            let config = trusting(&std::fs::read(ca).unwrap());
+            let key = PrivateKeyDer::from_pem_file(key).unwrap();
+            TlsConnector::from(Arc::new(config.with_client_auth_cert(chain, key).unwrap()))
+        }
+    };
+    connector.connect(name, stream).await
 }
 
 /// Opens a TLS connection to a server of that name, trusting that bundle.
@@ -187,15 +278,31 @@ pub async fn connect_as(
     name: ServerName<'static>,
     bundle: &[u8],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    let config = trusting(bundle).with_no_client_auth();
+    TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
+}
+
+/// TLS that trusts an authority.
+pub fn connector(ca: &Path) -> TlsConnector {
+    TlsConnector::from(Arc::new(trusting(&std::fs::read(ca).unwrap()).with_no_client_auth()))
+}
+
+/// Trusts a bundle of authorities.
+pub fn trusting(bundle: &[u8]) -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::client::WantsClientCert> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(bundle) {
         roots.add(certificate.unwrap()).unwrap();
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = config.with_root_certificates(roots).with_no_client_auth();
-    let stream = TcpStream::connect(address).await?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    config.with_root_certificates(roots)
+}
+
+/// A connection from an address of the test's own choice: all of 127.0.0.0/8 is this machine's.
+pub async fn connect_from(peer: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((peer, 0)))?;
+    socket.connect(to).await
 }
 
 /// One request on a connection of its own.
@@ -204,9 +311,10 @@ pub fn post(server: &Server, path: &str, body: impl Into<Bytes>) -> Response<Byt
 }
 
 /// Where a server is, for those who outlive their hold on it.
+#[derive(Clone)]
 pub struct Target {
-    address: SocketAddr,
-    ca: PathBuf,
+    pub address: SocketAddr,
+    pub ca: PathBuf,
 }
 
 impl Target {
@@ -227,8 +335,12 @@ impl Target {
     }
 }
 
-/// One GET on the operations port.
+/// One GET on the operations port; also from within a test's own runtime.
 pub fn get(server: &Server, path: &str) -> (u16, String) {
+    std::thread::scope(|scope| scope.spawn(|| get_here(server, path)).join().unwrap())
+}
+
+fn get_here(server: &Server, path: &str) -> (u16, String) {
     block_on(async {
         let stream = TcpStream::connect(server.operations).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();

@@ -49,7 +49,7 @@ impl<'c> Scene<'c> {
         server
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         self.cluster.kubeconfig_of_shipped_account(&self.folder)
     }
 

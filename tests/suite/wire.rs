@@ -6,9 +6,10 @@ use base64::Engine as _;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body, Bytes, Frame};
 use hyper::{Request, Response, StatusCode};
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tenancy_fixer::admission::service::{self, Decider};
-use tenancy_fixer::admission::{self, Endpoint, Outcome, Wanted};
+use tenancy_fixer::admission::service::Decider;
+use tenancy_fixer::admission::{self, Endpoint, Outcome, Reviews, Wanted};
 use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
 use crate::support;
@@ -121,9 +122,10 @@ fn send_in<B>(request: Request<B>, surroundings: &Surroundings<'_>, settings: &S
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let response = service::answer(request, &Alone(settings, surroundings)).await;
+        let reviews = Reviews::new(&mut Registry::default());
+        let response = reviews.answer(request, &Alone(settings, surroundings)).await;
         let (head, body) = response.into_parts();
         Response::from_parts(head, body.collect().await.unwrap().to_bytes())
     })

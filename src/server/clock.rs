@@ -1,0 +1,173 @@
+//! How long a connection may take over what it is doing. Whoever waits, waits for something, and that has an end.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use std::io;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::metrics::{Metrics, Rejection};
+
+/// No client of ours waits longer for an answer: the API server's own limit is 30 seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// What a connection is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// TLS.
+    Handshake,
+    /// The first byte of a request. A connection without any request yet is idle too: Go opens one for each request
+    /// that finds none free, and may then use another one that became free meanwhile.
+    Idle,
+    /// The rest of a head.
+    Head,
+    /// Body and answer.
+    Request,
+}
+
+impl Phase {
+    const fn state(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Idle => "idle",
+            Self::Head => "head",
+            Self::Request => "request",
+        }
+    }
+
+    const fn rejection(self) -> Rejection {
+        match self {
+            Self::Handshake => Rejection::HandshakeTimeout,
+            Self::Idle => Rejection::IdleTimeout,
+            Self::Head => Rejection::HeaderTimeout,
+            Self::Request => Rejection::AnswerTimeout,
+        }
+    }
+}
+
+/// How long each phase may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    pub(super) handshake: Duration,
+    pub(super) idle: Duration,
+    pub(super) head: Duration,
+}
+
+impl Times {
+    const fn of(self, phase: Phase) -> Duration {
+        match phase {
+            Phase::Handshake => self.handshake,
+            Phase::Idle => self.idle,
+            Phase::Head => self.head,
+            Phase::Request => ANSWER_TIMEOUT,
+        }
+    }
+}
+
+/// The clock of one connection, which says in the metrics what it waits for.
+#[derive(Clone)]
+pub(super) struct Clock(Arc<Shared>);
+
+struct Shared {
+    times: Times,
+    metrics: Metrics,
+    now: Mutex<(Phase, Instant)>,
+}
+
+impl Clock {
+    pub(super) fn start(phase: Phase, times: Times, metrics: Metrics) -> Self {
+        metrics.moved(None, Some(phase.state()));
+        Self(Arc::new(Shared { times, metrics, now: Mutex::new((phase, Instant::now() + times.of(phase))) }))
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        let mut now = self.now();
+        self.0.metrics.moved(Some(now.0.state()), Some(phase.state()));
+        *now = (phase, Instant::now() + self.0.times.of(phase));
+    }
+
+    fn heard(&self) {
+        if self.now().0 == Phase::Idle {
+            self.enter(Phase::Head);
+        }
+    }
+
+    fn now(&self) -> MutexGuard<'_, (Phase, Instant)> {
+        self.0.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The work's value, or why it took too long.
+    pub(super) async fn watch<T>(&self, work: impl Future<Output = T>) -> Result<T, Rejection> {
+        let mut work = std::pin::pin!(work);
+        let mut alarm: Pin<Box<Sleep>> = Box::pin(sleep_until(self.now().1));
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(value) = work.as_mut().poll(context) {
+                return Poll::Ready(Ok(value));
+            }
+            // The work may have entered another phase.
+            let (phase, due) = *self.now();
+            if alarm.deadline() != due {
+                alarm.as_mut().reset(due);
+            }
+            alarm.as_mut().poll(context).map(|()| Err(phase.rejection()))
+        })
+        .await
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let phase = self.now.get_mut().unwrap_or_else(PoisonError::into_inner).0;
+        self.metrics.moved(Some(phase.state()), None);
+    }
+}
+
+/// A stream that tells the clock when something comes.
+pub(super) struct Heard<S> {
+    pub(super) stream: S,
+    pub(super) clock: Clock,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.clock.heard();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
