@@ -345,7 +345,10 @@ fn a_fresh_start_makes_the_webhook_callable() {
     for server in &servers {
         assert!(!format!("{:?}", server.lines()).contains("PRIVATE KEY"));
     }
-    assert_eq!(server::get(&servers[0], "/readyz?verbose").1, "[+]certificate ok\n[+]server ok\n[+]surroundings ok\nok\n");
+    assert_eq!(
+        server::get(&servers[0], "/readyz?verbose").1,
+        "[+]certificate ok\n[+]server ok\n[+]surroundings ok\nok\n"
+    );
 
     // A replica that comes later is ready at once, and shows a certificate of its own.
     let later = scene.ready(1, &[]);
