@@ -13,8 +13,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let Ok(text) = std::str::from_utf8(content) else { return };
     if let Ok(reference) = text.parse::<Reference>() {
-        // What we have understood is what we say, and says the same again.
-        let said = reference.to_string();
-        assert_eq!(said.parse::<Reference>().map(|again| again.to_string()), Ok(said));
+        // Whom we would ask is a host, with a port or without: no path, no user, nothing that a URL would read otherwise.
+        let registry = reference.registry();
+        let is_of_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+        assert!(!registry.is_empty() && registry.bytes().all(is_of_host), "{text:?}: {registry:?}");
+        assert!(!reference.repository().is_empty() && !reference.repository().contains(".."), "{text:?}");
     }
 });
