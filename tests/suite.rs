@@ -43,6 +43,8 @@ mod launcher_script;
 mod load;
 #[path = "suite/manifests.rs"]
 mod manifests;
+#[path = "suite/monitoring.rs"]
+mod monitoring;
 #[path = "katib/node.rs"]
 mod node;
 #[path = "suite/offline.rs"]
