@@ -118,7 +118,10 @@ fn the_binary_understands_the_shipped_settings() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
         command.args(arguments).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
         for variable in container["env"].as_array().into_iter().flatten() {
-            command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap());
+            // Fields of the pod are the cluster's to fill in.
+            if let Some(value) = variable["value"].as_str() {
+                command.env(variable["name"].as_str().unwrap(), value);
+            }
         }
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -245,7 +248,7 @@ fn our_own_namespace_and_the_clusters_are_never_intercepted() {
 }
 
 #[test]
-fn the_network_lets_in_the_two_ports_and_lets_out_to_the_api_server_alone() {
+fn the_network_lets_in_two_ports_and_lets_out_to_the_api_server_and_registries() {
     let objects = base();
     let policy = &of_kind(&objects, "NetworkPolicy")["spec"];
     let ports = |rules: &Value| -> Vec<u64> {
@@ -254,7 +257,8 @@ fn the_network_lets_in_the_two_ports_and_lets_out_to_the_api_server_alone() {
     };
     assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
     assert_eq!(ports(&policy["ingress"]), [8443, 8080]);
-    assert_eq!(ports(&policy["egress"]), [443, 6443]);
+    // The API server, registries, and the names of the latter.
+    assert_eq!(ports(&policy["egress"]), [443, 6443, 53, 53]);
     let container = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
     let offered: Vec<_> = container["ports"].as_array().unwrap().iter().map(|port| &port["containerPort"]).collect();
     assert_eq!(offered, [8443, 8080], "as the policy has them");
@@ -326,8 +330,9 @@ fn tenants_pods_get_the_launcher_from_our_own_image() {
     cluster.apply_shipped_account();
     let folder = support::folder("deploy-own-image");
     let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder);
-    let deployment = of_kind(&base(), "Deployment").clone();
-    let mut pod = deployment["spec"]["template"].clone();
+    let objects = base();
+    cluster.apply(of_kind(&objects, "PriorityClass"));
+    let mut pod = of_kind(&objects, "Deployment")["spec"]["template"].clone();
     let name = format!("tenancy-fixer-{}", std::process::id());
     pod["apiVersion"] = json!("v1");
     pod["kind"] = json!("Pod");
@@ -338,6 +343,7 @@ fn tenants_pods_get_the_launcher_from_our_own_image() {
         [("KUBECONFIG", &*kubeconfig), ("POD_NAME", name.as_ref()), ("POD_NAMESPACE", "kubeflow-extension".as_ref())];
     let start = |flags: &[&str], environment: &[(&str, &Path)]| {
         let server = Server::start_with(&Certificate::make(&folder), &["--only", "admission"], flags, environment);
+        support::wait_for("readiness: it has asked", || crate::server::get(&server, "/readyz").0 == 200);
         let said = |word: &str| server.lines().iter().any(|line| line.to_string().contains(word));
         (said("registry.example/mirror/tenancy-fixer@sha256:1234"), said("the launcher's image is not known"))
     };
