@@ -185,6 +185,6 @@ fn memory() -> anyhow::Result<()> {
     child.wait()?;
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("?", str::trim).to_owned();
     println!("memory while the command runs: {} resident, {} of its own", field("VmRSS:"), field("RssAnon:"));
-    println!("file: {} kB", fs::metadata(LAUNCHER)?.len() / 1000);
+    println!("file: {} kB; that of the image, which is static, has more", fs::metadata(LAUNCHER)?.len() / 1000);
     Ok(())
 }

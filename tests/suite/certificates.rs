@@ -25,6 +25,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
+use tenancy_fixer::admission::Endpoint;
 use tenancy_fixer::yaml;
 
 use crate::cluster::Balancer;
@@ -327,7 +328,7 @@ fn a_fresh_start_makes_the_webhook_callable() {
     assert_eq!(secret["type"], "kubernetes.io/tls");
     assert_eq!(secret["metadata"]["labels"]["app.kubernetes.io/managed-by"], "tenancy-fixer");
     assert_eq!(decoded(&secret["data"]["tls.crt"]), decoded(&secret["data"]["ca.crt"]));
-    assert!(scene.is_bundle_right() && scene.bundles().len() == 4);
+    assert!(scene.is_bundle_right() && scene.bundles().len() == Endpoint::ALL.len());
 
     let line = servers[0].wait_for_line("the authority", |line| is(line, "certificate authority created"));
     let metrics = server::get(&servers[0], "/metrics").1;
@@ -344,7 +345,10 @@ fn a_fresh_start_makes_the_webhook_callable() {
     for server in &servers {
         assert!(!format!("{:?}", server.lines()).contains("PRIVATE KEY"));
     }
-    assert_eq!(server::get(&servers[0], "/readyz?verbose").1, "[+]certificate ok\n[+]server ok\nok\n");
+    assert_eq!(
+        server::get(&servers[0], "/readyz?verbose").1,
+        "[+]certificate ok\n[+]server ok\n[+]surroundings ok\nok\n"
+    );
 
     // A replica that comes later is ready at once, and shows a certificate of its own.
     let later = scene.ready(1, &[]);
@@ -522,7 +526,7 @@ fn a_bundle_that_somebody_else_writes_too_is_not_fought_over_and_theirs_by_url_i
     configuration["webhooks"].as_array_mut().unwrap().push(other);
     scene.cluster.apply(&configuration);
     let servers = scene.ready(1, &[]);
-    assert_eq!(scene.bundles()[4], "");
+    assert_eq!(scene.bundles().last().unwrap(), "");
     let right = scene.bundles();
     let wipe = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
     // The first one was written at the start.

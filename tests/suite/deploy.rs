@@ -7,8 +7,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tenancy_fixer::yaml;
 
-use crate::server::{Certificate, Server};
-use crate::support::{self, Cluster, kubectl};
+use crate::server::{self, Certificate, Server};
+use crate::support::{self, Cluster, kubectl, wait_for};
 
 /// Base and overlays.
 const INSTALLATIONS: [&str; 3] = ["base", "overlays/own-certificate", "overlays/cert-manager"];
@@ -118,10 +118,8 @@ fn the_binary_understands_the_shipped_settings() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
         command.args(arguments).env_remove("KUBECONFIG").env("HOME", "/nonexistent");
         for variable in container["env"].as_array().into_iter().flatten() {
-            // Fields of the pod are the cluster's to fill in.
-            if let Some(value) = variable["value"].as_str() {
-                command.env(variable["name"].as_str().unwrap(), value);
-            }
+            // What the pod's own fields say, the pod knows.
+            command.env(variable["name"].as_str().unwrap(), variable["value"].as_str().unwrap_or("here"));
         }
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -343,7 +341,7 @@ fn tenants_pods_get_the_launcher_from_our_own_image() {
         [("KUBECONFIG", &*kubeconfig), ("POD_NAME", name.as_ref()), ("POD_NAMESPACE", "kubeflow-extension".as_ref())];
     let start = |flags: &[&str], environment: &[(&str, &Path)]| {
         let server = Server::start_with(&Certificate::make(&folder), &["--only", "admission"], flags, environment);
-        support::wait_for("readiness: it has asked", || crate::server::get(&server, "/readyz").0 == 200);
+        wait_for("readiness", || server::get(&server, "/readyz").0 == 200);
         let said = |word: &str| server.lines().iter().any(|line| line.to_string().contains(word));
         (said("registry.example/mirror/tenancy-fixer@sha256:1234"), said("the launcher's image is not known"))
     };
