@@ -246,7 +246,7 @@ fn our_own_namespace_and_the_clusters_are_never_intercepted() {
 }
 
 #[test]
-fn the_network_lets_in_the_two_ports_and_lets_out_to_the_api_server_alone() {
+fn the_network_lets_in_two_ports_and_lets_out_to_the_api_server_and_registries() {
     let objects = base();
     let policy = &of_kind(&objects, "NetworkPolicy")["spec"];
     let ports = |rules: &Value| -> Vec<u64> {
@@ -255,7 +255,8 @@ fn the_network_lets_in_the_two_ports_and_lets_out_to_the_api_server_alone() {
     };
     assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
     assert_eq!(ports(&policy["ingress"]), [8443, 8080]);
-    assert_eq!(ports(&policy["egress"]), [443, 6443]);
+    // The API server, registries, and the names of the latter.
+    assert_eq!(ports(&policy["egress"]), [443, 6443, 53, 53]);
     let container = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
     let offered: Vec<_> = container["ports"].as_array().unwrap().iter().map(|port| &port["containerPort"]).collect();
     assert_eq!(offered, [8443, 8080], "as the policy has them");
@@ -327,8 +328,9 @@ fn tenants_pods_get_the_launcher_from_our_own_image() {
     cluster.apply_shipped_account();
     let folder = support::folder("deploy-own-image");
     let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder);
-    let deployment = of_kind(&base(), "Deployment").clone();
-    let mut pod = deployment["spec"]["template"].clone();
+    let objects = base();
+    cluster.apply(of_kind(&objects, "PriorityClass"));
+    let mut pod = of_kind(&objects, "Deployment")["spec"]["template"].clone();
     let name = format!("tenancy-fixer-{}", std::process::id());
     pod["apiVersion"] = json!("v1");
     pod["kind"] = json!("Pod");
