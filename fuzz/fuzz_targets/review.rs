@@ -11,9 +11,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::body::Bytes;
 use libfuzzer_sys::{Corpus, fuzz_target};
+use prometheus_client::registry::Registry;
 use serde_json::Value;
-use tenancy_fixer::admission::service::{self, Decider};
-use tenancy_fixer::admission::{self, Endpoint, Outcome, Wanted};
+use tenancy_fixer::admission::service::Decider;
+use tenancy_fixer::admission::{self, Endpoint, Outcome, Reviews, Wanted};
 use tenancy_fixer::cli::{Cli, Command};
 use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
@@ -52,7 +53,8 @@ fn answer(endpoint: Endpoint, settings: &'static Settings, body: Vec<u8>) -> (u1
     runtime.block_on(async {
         let request = Request::post(endpoint.path()).header("content-type", "application/json");
         let request = request.body(Full::new(Bytes::from(body))).expect("a request");
-        let (head, body) = service::answer(request, &Alone(settings)).await.into_parts();
+        let reviews = Reviews::new(&mut Registry::default());
+        let (head, body) = reviews.answer(request, &Alone(settings)).await.into_parts();
         let body = body.collect().await.expect("a whole body").to_bytes();
         (head.status.as_u16(), serde_json::from_slice(&body).expect("every answer is JSON"))
     })
