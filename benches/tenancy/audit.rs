@@ -27,8 +27,8 @@ pub(crate) struct Request {
 impl Request {
     /// The tenant that a write is for.
     pub(crate) fn tenant(&self) -> Option<&str> {
-        let kind = ChildKind::ALL.into_iter().find(|kind| kind.plural() == self.resource)?;
-        kind.tenant(&self.namespace, &self.name)
+        let mut kinds = ChildKind::ALL.into_iter().filter(|kind| kind.plural() == self.resource);
+        kinds.find_map(|kind| kind.tenant(&self.namespace, &self.name))
     }
 
     pub(crate) fn writes(&self) -> bool {
