@@ -27,6 +27,7 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod gate;
 pub mod launch;
 pub mod mutate;
 pub mod offline;
