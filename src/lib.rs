@@ -10,16 +10,18 @@
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
+//! | [`gate`] | whether a job logs to MLflow, from its manifest and image; pure |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate |
 //! | [`cluster`] | names and kinds |
+//! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
-//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs` and
-//! `cluster` know no capability, capabilities do not know one another, and a test holds these arrows
+//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs`,
+//! `cluster` and `images` know no capability, capabilities do not know one another, and a test holds these arrows
 //! (`tests/suite/arrows.rs`).
 
 pub mod admission;
@@ -28,6 +30,7 @@ pub mod certs;
 pub mod cli;
 pub mod cluster;
 pub mod gate;
+pub mod images;
 pub mod launch;
 pub mod mutate;
 pub mod offline;

@@ -19,6 +19,8 @@ mod deploy;
 mod envoy;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
+#[path = "suite/images.rs"]
+mod images;
 #[path = "suite/later_webhook.rs"]
 mod later_webhook;
 #[path = "suite/launcher.rs"]
@@ -29,6 +31,8 @@ mod manifests;
 mod offline;
 #[path = "suite/properties.rs"]
 mod properties;
+#[path = "suite/registry.rs"]
+mod registry;
 #[path = "suite/serve.rs"]
 mod serve;
 #[path = "suite/server.rs"]

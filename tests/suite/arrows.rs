@@ -13,11 +13,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("server", &[]),
     ("certs", &[]),
     ("cluster", &[]),
+    ("images", &[]),
     ("launch", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
+    ("gate", &["admission", "cluster", "images"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.

@@ -1,0 +1,312 @@
+//! What a registry has of an image: an index of manifests for several platforms, a manifest, and the image's configuration.
+//! OCI image specification 1.1 and Docker's "image manifest version 2, schema 2", which have the same fields.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use super::Digest;
+use super::why::{Reason, WhyUnknown};
+
+/// What we can read, for the header `Accept`.
+pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
+const INDEXES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+const MANIFESTS: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+const CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
+/// What an image says about how it is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageConfig {
+    /// Of the manifest or index that the image's name means.
+    pub digest: Digest,
+    /// What is run, with `cmd` behind it; a container's `command` replaces both.
+    pub entrypoint: Vec<String>,
+    /// Arguments, or the whole command where there is no entrypoint; a container's `args` replaces it.
+    pub cmd: Vec<String>,
+    /// `NAME=value`, as the image has them.
+    pub env: Vec<String>,
+    /// Folder that it is run in; empty for `/`.
+    pub workdir: String,
+    /// User, `USER[:GROUP]` by name or number; empty for root.
+    pub user: String,
+    /// As Go names it, such as `amd64`.
+    pub architecture: String,
+}
+
+impl ImageConfig {
+    /// Bytes that it holds, roughly.
+    pub(super) fn size(&self) -> usize {
+        let lists = [&self.entrypoint, &self.cmd, &self.env];
+        let texts = lists.into_iter().flatten().chain([&self.workdir, &self.user, &self.architecture]);
+        size_of::<Self>() + texts.map(|text| text.capacity() + size_of::<String>()).sum::<usize>()
+    }
+}
+
+/// What a look is for: `OS/ARCHITECTURE[/VARIANT]`, such as `linux/amd64`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Platform {
+    os: String,
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+impl Platform {
+    /// Whether something made for that platform serves; a variant only matters where one is asked for.
+    fn is_served_by(&self, offered: &Self) -> bool {
+        self.os == offered.os
+            && self.architecture == offered.architecture
+            && self.variant.as_ref().is_none_or(|variant| offered.variant.as_ref().is_none_or(|own| own == variant))
+    }
+
+    /// Attestations stand in an index beside the images.
+    fn is_unknown(&self) -> bool {
+        self.os == "unknown"
+    }
+}
+
+impl FromStr for Platform {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<_> = text.split('/').collect();
+        let (os, architecture, variant) = match parts[..] {
+            [os, architecture] => (os, architecture, None),
+            [os, architecture, variant] => (os, architecture, Some(variant.to_owned())),
+            _ => return Err(format!("{text:?} is no platform: expected OS/ARCHITECTURE, such as linux/amd64")),
+        };
+        if parts.iter().any(|part| part.is_empty()) {
+            return Err(format!("{text:?} is no platform: expected OS/ARCHITECTURE, such as linux/amd64"));
+        }
+        Ok(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant })
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.os, self.architecture)?;
+        self.variant.iter().try_for_each(|variant| write!(out, "/{variant}"))
+    }
+}
+
+/// One step of the way from a name to a configuration. The layers of a manifest are to be read here too, when somebody asks
+/// for files.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Go on with that manifest.
+    Manifest(Digest),
+    /// Go on with that configuration.
+    Config(Digest),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: Digest,
+    platform: Option<Platform>,
+}
+
+/// Reads an index or a manifest.
+pub(super) fn step(content: &[u8], content_type: &str, wanted: &Platform) -> Result<Step, WhyUnknown> {
+    let document: Document = serde_json::from_slice(content).map_err(|error| unreadable("manifest", &error))?;
+    // The field is part of what the digest is of, the header is not.
+    let media_type =
+        document.media_type.as_deref().or_else(|| content_type.split(';').next()).unwrap_or_default().trim();
+    let not_an_image = |what: String| WhyUnknown::new(Reason::NotAnImage, what);
+    if document.schema_version.is_some_and(|version| version != 2) {
+        return Err(not_an_image(
+            "its manifest is in Docker's schema 1; push the image again with a current tool".into(),
+        ));
+    }
+    match (document.manifests, document.config) {
+        // Both would be one thing to us and another to a container runtime (CVE-2021-41190).
+        (Some(_), Some(_)) => Err(not_an_image("its manifest is an index at the same time".into())),
+        (Some(manifests), None) if INDEXES.contains(&media_type) => choose(manifests, wanted).map(Step::Manifest),
+        (None, Some(config)) if MANIFESTS.contains(&media_type) => {
+            if CONFIGS.contains(&config.media_type.as_str()) {
+                Ok(Step::Config(config.digest))
+            } else {
+                Err(not_an_image(format!("it is not a container image but {:?}", shortened(&config.media_type))))
+            }
+        }
+        _ => Err(not_an_image(format!("it is not a container image but {:?}", shortened(media_type)))),
+    }
+}
+
+/// As container runtimes do, the first that serves.
+fn choose(manifests: Vec<Descriptor>, wanted: &Platform) -> Result<Digest, WhyUnknown> {
+    let serves = |manifest: &Descriptor| {
+        let of_type = INDEXES.iter().chain(&MANIFESTS).any(|known| *known == manifest.media_type);
+        // One without a platform serves all.
+        of_type && manifest.platform.as_ref().is_none_or(|offered| wanted.is_served_by(offered))
+    };
+    let offered: Vec<String> = manifests
+        .iter()
+        .filter_map(|manifest| manifest.platform.as_ref())
+        .filter(|platform| !platform.is_unknown())
+        .take(8)
+        .map(|platform| shortened(&platform.to_string()).to_owned())
+        .collect();
+    manifests.into_iter().find(serves).map(|manifest| manifest.digest).ok_or_else(|| {
+        let offered = if offered.is_empty() { "no platform".to_owned() } else { offered.join(", ") };
+        WhyUnknown::new(
+            Reason::NoPlatform,
+            format!("it is made for {offered}, and not for {wanted} (--image-platform)"),
+        )
+    })
+}
+
+/// serde's own words quote what they stumble on, at any length.
+fn unreadable(what: &str, error: &serde_json::Error) -> WhyUnknown {
+    let message =
+        format!("its {what} is not in the form that it should have: line {}, column {}", error.line(), error.column());
+    WhyUnknown::new(Reason::BadAnswer, message)
+}
+
+/// Text from a registry that goes into a message.
+fn shortened(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(100)).unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+struct Image {
+    #[serde(default)]
+    architecture: Option<String>,
+    config: Option<RunConfig>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RunConfig {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+}
+
+/// Reads an image's configuration; `digest` is of what the name means.
+pub(super) fn config(content: &[u8], digest: Digest) -> Result<ImageConfig, WhyUnknown> {
+    let image: Image = serde_json::from_slice(content).map_err(|error| unreadable("configuration", &error))?;
+    let run = image.config.unwrap_or_default();
+    Ok(ImageConfig {
+        digest,
+        entrypoint: run.entrypoint.unwrap_or_default(),
+        cmd: run.cmd.unwrap_or_default(),
+        env: run.env.unwrap_or_default(),
+        workdir: run.working_dir.unwrap_or_default(),
+        user: run.user.unwrap_or_default(),
+        architecture: image.architecture.unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn digest(of: &str) -> Digest {
+        Digest::of(of.as_bytes())
+    }
+
+    fn platform(text: &str) -> Platform {
+        text.parse().unwrap()
+    }
+
+    fn read(document: &Value, content_type: &str, wanted: &str) -> Result<Step, Reason> {
+        step(document.to_string().as_bytes(), content_type, &platform(wanted)).map_err(|why| why.reason())
+    }
+
+    fn index(entries: &[(&str, Value)]) -> Value {
+        let manifest = |(name, platform): &(&str, Value)| json!({"mediaType": MANIFESTS[0], "size": 1, "digest": digest(name).as_str(), "platform": platform});
+        json!({"schemaVersion": 2, "mediaType": INDEXES[0], "manifests": entries.iter().map(manifest).collect::<Vec<_>>()})
+    }
+
+    #[test]
+    fn a_manifest_leads_to_its_configuration() {
+        let manifest = |media_type: &str, config: &str| json!({"schemaVersion": 2, "mediaType": media_type, "layers": [], "config": {"mediaType": config, "size": 1, "digest": digest("c").as_str()}});
+        for kind in [0, 1] {
+            assert_eq!(
+                read(&manifest(MANIFESTS[kind], CONFIGS[kind]), "", "linux/amd64"),
+                Ok(Step::Config(digest("c")))
+            );
+        }
+        let mut untyped = manifest("", CONFIGS[0]);
+        untyped.as_object_mut().unwrap().remove("mediaType");
+        let by_header = format!("{}; charset=utf-8", MANIFESTS[0]);
+        assert_eq!(read(&untyped, &by_header, "linux/amd64"), Ok(Step::Config(digest("c"))));
+        assert_eq!(read(&untyped, "text/html", "linux/amd64"), Err(Reason::NotAnImage));
+        for other in ["application/vnd.cncf.helm.config.v1+json", "application/vnd.oci.empty.v1+json"] {
+            assert_eq!(read(&manifest(MANIFESTS[0], other), "", "linux/amd64"), Err(Reason::NotAnImage), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_platform_is_chosen_from_an_index() {
+        let platforms = [
+            ("attestation", json!({"os": "unknown", "architecture": "unknown"})),
+            ("arm v6", json!({"os": "linux", "architecture": "arm", "variant": "v6"})),
+            ("arm v7", json!({"os": "linux", "architecture": "arm", "variant": "v7"})),
+            ("amd64", json!({"os": "linux", "architecture": "amd64"})),
+            ("windows", json!({"os": "windows", "architecture": "amd64", "os.version": "10"})),
+        ];
+        for (wanted, expected) in
+            [("linux/amd64", "amd64"), ("linux/arm/v7", "arm v7"), ("linux/arm", "arm v6"), ("linux/amd64/v3", "amd64")]
+        {
+            assert_eq!(read(&index(&platforms), "", wanted), Ok(Step::Manifest(digest(expected))), "{wanted}");
+        }
+        assert_eq!(read(&index(&platforms), "", "linux/s390x"), Err(Reason::NoPlatform));
+        assert_eq!(read(&index(&[]), "", "linux/amd64"), Err(Reason::NoPlatform));
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_not_read() {
+        let mut both = index(&[]);
+        both["config"] = json!({"mediaType": CONFIGS[0], "size": 1, "digest": digest("c").as_str()});
+        assert_eq!(read(&both, "", "linux/amd64"), Err(Reason::NotAnImage));
+        both["mediaType"] = json!(MANIFESTS[0]);
+        assert_eq!(read(&both, "", "linux/amd64"), Err(Reason::NotAnImage));
+        let mut contradicting = index(&[("amd64", json!({"os": "linux", "architecture": "amd64"}))]);
+        contradicting["mediaType"] = json!(MANIFESTS[0]);
+        assert_eq!(read(&contradicting, INDEXES[0], "linux/amd64"), Err(Reason::NotAnImage));
+        assert_eq!(read(&json!({"schemaVersion": 1, "history": []}), "", "linux/amd64"), Err(Reason::NotAnImage));
+        assert_eq!(read(&json!([]), "", "linux/amd64"), Err(Reason::BadAnswer));
+    }
+
+    #[test]
+    fn a_configuration_may_lack_everything() {
+        let read = |text: &str| config(text.as_bytes(), digest("d"));
+        let full = r#"{"architecture":"amd64","os":"linux","config":{"Entrypoint":["a","b c"],"Cmd":["d"],"Env":["E=f"],"WorkingDir":"/w","User":"1:2","Labels":null},"history":[]}"#;
+        let full = read(full).unwrap();
+        assert_eq!(
+            (full.entrypoint, full.cmd, full.env),
+            (vec!["a".into(), "b c".into()], vec!["d".into()], vec!["E=f".into()])
+        );
+        assert_eq!((full.workdir.as_str(), full.user.as_str(), full.architecture.as_str()), ("/w", "1:2", "amd64"));
+        for bare in ["{}", r#"{"config":null}"#, r#"{"config":{"Entrypoint":null,"Cmd":null,"Env":null}}"#] {
+            assert!(read(bare).unwrap().entrypoint.is_empty(), "{bare}");
+        }
+        for wrong in ["", "null", "[]", r#"{"config":{"Entrypoint":"sh"}}"#] {
+            assert_eq!(read(wrong).unwrap_err().reason(), Reason::BadAnswer, "{wrong}");
+        }
+    }
+}

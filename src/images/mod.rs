@@ -1,0 +1,31 @@
+//! Facts about an image, asked of its registry: how it is to be run. Nothing is run, and nothing is written.
+//!
+//! `reference`, `digest`, `secrets`, `challenge`, `manifest` read what people and registries write, `address` says where we may
+//! go; these are pure. `connector` and `registry` are the edge, `turns` shares it out among tenants, `lookup` remembers.
+//!
+//! Names of images are tenants' choice, and so are the registries behind them: an answer is believed as far as its digest,
+//! limited in size, time and redirects, and never led from to where the settings do not let us go.
+
+mod address;
+mod challenge;
+mod connector;
+mod digest;
+mod lookup;
+mod manifest;
+mod metrics;
+mod reference;
+mod registry;
+mod secrets;
+mod settings;
+mod turns;
+mod why;
+
+pub use address::{Network, RegistryPattern};
+pub use digest::Digest;
+pub use lookup::Images;
+pub use manifest::{ImageConfig, Platform};
+pub use metrics::Metrics;
+pub use reference::{Reference, Target};
+pub use secrets::{Credentials, SecretForm};
+pub use settings::Settings;
+pub use why::{Reason, WhyUnknown};
