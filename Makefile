@@ -50,8 +50,9 @@ image: ## Build the image IMAGE (tenancy-fixer:VERSION)
 
 .PHONY: manifests
 manifests: ## Render webhooks/*.yaml from the table of endpoints
-	cargo run --locked --quiet -- manifests > target/mutating.yaml
-	mv target/mutating.yaml webhooks/mutating.yaml
+	for which in mutating validating; do \
+		cargo run --locked --quiet -- manifests $$which > target/$$which.yaml && mv target/$$which.yaml webhooks/$$which.yaml; \
+	done
 
 .PHONY: deploy
 deploy: ## Install IMAGE into the kubeconfig's cluster, with a certificate of its own
@@ -61,5 +62,5 @@ deploy: ## Install IMAGE into the kubeconfig's cluster, with a certificate of it
 
 .PHONY: undeploy
 undeploy: ## Remove everything of it again, the webhooks first
-	kubectl delete mutatingwebhookconfiguration tenancy-fixer --ignore-not-found
+	kubectl delete mutatingwebhookconfiguration,validatingwebhookconfiguration tenancy-fixer --ignore-not-found
 	kubectl delete -k k8s-resources/base --ignore-not-found

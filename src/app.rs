@@ -2,7 +2,9 @@
 
 use std::future::Future;
 use std::io::{IsTerminal as _, Read as _, Write};
+use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::{Context, ensure};
@@ -17,19 +19,21 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-use crate::admission::{self, manifests, service};
+use crate::admission::{Configuration, Endpoint, Outcome, manifests, service};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::own_pod::OwnPod;
 use crate::server::probes::{self, Readiness};
-use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
+use crate::gate::{self, Gate, Mode};
+use crate::{certs, images, inspect, mutate, offline, server, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
 ///
 /// # Errors
 /// Whatever kept it from being done.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
+        Command::Gate(settings) => return inspect::run(&settings),
         Command::Serve(settings) => {
             telemetry::start(&settings.logs);
             let termination_log = settings.logs.termination_log.clone();
@@ -43,7 +47,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check(settings) => check(&settings),
         Command::Mutate(settings) => print(&mutate_files(&settings)?),
         Command::Manifests(settings) => print(&rendered(&settings)?),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Serves until the process is told to end.
@@ -67,14 +72,16 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     if settings.has(Capability::Admission) && mutation.needs_launcher_image() {
         mutation.launcher_image = own_image(&settings).await;
     }
+    let gate = if settings.has(Capability::Gate) { Some(gate(&settings, &mut registry).await?) } else { None };
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "ready");
 
     let readiness = Readiness::default();
     readiness.set(true);
     let operations = server::serve(ops_listener, None, operations_handler(readiness.clone(), registry), until(&stop));
     let admission = async {
-        if settings.has(Capability::Admission) {
-            let handler = admission_handler(mutation, namespaces);
+        if settings.has(Capability::Admission) || gate.is_some() {
+            let mutation = settings.has(Capability::Admission).then_some(mutation);
+            let handler = admission_handler(mutation, namespaces, gate);
             server::serve(listener, Some(tls), handler, until(&stop)).await;
         }
     };
@@ -149,21 +156,68 @@ fn instance() -> String {
     format!("{}-{}", host.as_deref().unwrap_or("local"), std::process::id())
 }
 
+/// The gate, and where it is on, what it needs of a cluster.
+async fn gate(settings: &Serve, registry: &mut Registry) -> anyhow::Result<Gate> {
+    let registry = registry.sub_registry_with_prefix("gate");
+    let images = images::Lookup::of_layers(
+        &settings.images,
+        images::Limits::default(),
+        settings.gate.gate_cache_bytes,
+        None,
+        images::Metrics::register(registry),
+    )?;
+    let metrics = gate::Metrics::register(registry);
+    let gate = Gate::new(settings.gate.clone(), workloads(&settings.in_cluster.mutation), images, metrics);
+    if settings.gate.gate == Mode::Off {
+        return Ok(gate);
+    }
+    match client(settings.in_cluster.context.clone()).await {
+        Ok(client) => Ok(gate.in_cluster(client, &instance())),
+        Err(error) if settings.gate.gate_pull_secrets => Err(error.context("--gate-pull-secrets needs a cluster")),
+        Err(error) => {
+            warn!(error = format!("{error:#}"), "the gate tells nobody by Events");
+            Ok(gate)
+        }
+    }
+}
+
+/// Of the time that the API server waits, what a look may take; the rest is for the way.
+fn patience(endpoint: Endpoint) -> Duration {
+    Duration::from_secs(endpoint.timeout_seconds().into()) * 4 / 5
+}
+
 fn admission_handler(
-    settings: mutate::Settings,
+    mutation: Option<mutate::Settings>,
     namespaces: Arc<tenancy::State>,
+    gate: Option<Gate>,
 ) -> impl Fn(Request<Incoming>) -> BoxedAnswer + Clone + Send + 'static {
-    let shared = Arc::new((settings, namespaces));
+    let shared = Arc::new((mutation, namespaces, gate));
     move |request| {
         let shared = Arc::clone(&shared);
         Box::pin(async move {
-            let (settings, namespaces) = &*shared;
-            let decide = |endpoint, request: &admission::Request<'_>| {
-                let surroundings =
-                    mutate::Surroundings { identity: namespaces.identity(request.namespace), ..Default::default() };
-                mutate::decide(endpoint, request, &surroundings, settings)
-            };
-            service::answer(request, decide).await
+            service::answer(request, |endpoint, request| {
+                let shared = Arc::clone(&shared);
+                Box::pin(async move {
+                    let (mutation, namespaces, gate) = &*shared;
+                    let mode = match endpoint {
+                        Endpoint::JobValidate => Mode::Enforce,
+                        Endpoint::JobValidateWarn => Mode::Warn,
+                        _ => Mode::Off,
+                    };
+                    match (endpoint.configuration(), mutation, gate) {
+                        (Configuration::Mutating, Some(settings), _) => {
+                            let identity = namespaces.identity(request.namespace);
+                            let surroundings = mutate::Surroundings { identity, ..Default::default() };
+                            mutate::decide(endpoint, request, &surroundings, settings)
+                        }
+                        (Configuration::Validating, _, Some(gate)) => {
+                            gate.review(mode, request, patience(endpoint)).await
+                        }
+                        _ => Outcome::unchanged("this capability is switched off"),
+                    }
+                })
+            })
+            .await
         })
     }
 }
@@ -271,14 +325,21 @@ fn rendered(settings: &Manifests) -> anyhow::Result<String> {
         namespace: settings.namespace.clone(),
         kubeflow_namespace: settings.mutation.kubeflow_namespace.clone(),
     };
-    let workloads: Vec<WorkloadKind> =
-        WorkloadKind::known().iter().chain(&settings.mutation.workloads).cloned().collect();
-    let configuration =
-        serde_json::to_value(manifests::mutating(&target, &workloads)).context("writing the configuration")?;
+    let workloads = workloads(&settings.mutation);
+    let configuration = match settings.configuration {
+        Configuration::Mutating => serde_json::to_value(manifests::mutating(&target, &workloads)),
+        Configuration::Validating => serde_json::to_value(manifests::validating(&target, &workloads)),
+    };
+    let configuration = configuration.context("writing the configuration")?;
     Ok(format!(
         "# Rendered by `tenancy-fixer manifests` from the table in src/admission/endpoints.rs; not to be edited.\n{}",
         yaml::to_string(&configuration)?
     ))
+}
+
+/// The kinds of workloads that an installation knows; its own come first.
+fn workloads(settings: &mutate::Settings) -> Vec<WorkloadKind> {
+    WorkloadKind::known().iter().chain(&settings.workloads).cloned().collect()
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

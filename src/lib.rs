@@ -10,7 +10,8 @@
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
-//! | [`gate`] | whether a job logs to MLflow, from its manifest and image; pure |
+//! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
+//! | [`inspect`] | the same from the command line |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate |
@@ -20,7 +21,7 @@
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
-//! A request goes `server` → [`admission::service`] → [`mutate::decide`] and back. `admission`, `server`, `certs`,
+//! A request goes `server` → [`admission::service`] → [`mutate::decide`] or [`gate::Gate::review`] and back. `admission`, `server`, `certs`,
 //! `cluster` and `images` know no capability, capabilities do not know one another, and a test holds these arrows
 //! (`tests/suite/arrows.rs`).
 
@@ -31,6 +32,7 @@ pub mod cli;
 pub mod cluster;
 pub mod gate;
 pub mod images;
+pub mod inspect;
 pub mod launch;
 pub mod mutate;
 pub mod offline;

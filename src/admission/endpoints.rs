@@ -16,6 +16,11 @@ pub enum Endpoint {
     TrialMutate,
     /// Job-like custom resources that a Trial owns or that ask for it.
     WorkloadMutate,
+    /// Jobs of every kind, where the gate is enforced.
+    JobValidate,
+    /// The same where it warns. The namespace's label decides which of the two the API server calls, so that we need not know
+    /// it, and never know it too late.
+    JobValidateWarn,
 }
 
 /// What the API server does with an object when we do not answer.
@@ -23,6 +28,15 @@ pub enum Endpoint {
 pub enum FailurePolicy {
     /// It goes on without us.
     Ignore,
+}
+
+/// Which of the two webhook configurations an endpoint is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Configuration {
+    /// Those that change objects.
+    Mutating,
+    /// Those that refuse objects.
+    Validating,
 }
 
 /// Objects that a webhook is called for.
@@ -36,6 +50,15 @@ pub struct Rule {
     pub resources: Vec<String>,
 }
 
+/// Which namespaces a webhook is called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Those of profiles that have not opted out.
+    Tenants,
+    /// Those whose label has that value.
+    Labelled(&'static str, &'static str),
+}
+
 /// A condition in CEL, evaluated by the API server before it calls us (Kubernetes 1.30, KEP-3716).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatchCondition {
@@ -47,7 +70,28 @@ pub struct MatchCondition {
 
 impl Endpoint {
     /// All of them, in the order of the manifests.
-    pub const ALL: [Self; 4] = [Self::PodMutate, Self::JobMutate, Self::TrialMutate, Self::WorkloadMutate];
+    pub const ALL: [Self; 6] = [
+        Self::PodMutate,
+        Self::JobMutate,
+        Self::TrialMutate,
+        Self::WorkloadMutate,
+        Self::JobValidate,
+        Self::JobValidateWarn,
+    ];
+
+    /// Those of one configuration.
+    pub fn of(configuration: Configuration) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |endpoint| endpoint.configuration() == configuration)
+    }
+
+    /// The configuration that it is in.
+    #[must_use]
+    pub const fn configuration(self) -> Configuration {
+        match self {
+            Self::PodMutate | Self::JobMutate | Self::TrialMutate | Self::WorkloadMutate => Configuration::Mutating,
+            Self::JobValidate | Self::JobValidateWarn => Configuration::Validating,
+        }
+    }
 
     /// The path, as the predecessor had it where it had one.
     #[must_use]
@@ -57,6 +101,8 @@ impl Endpoint {
             Self::JobMutate => "/job/mutate",
             Self::TrialMutate => "/trial/mutate",
             Self::WorkloadMutate => "/workload/mutate",
+            Self::JobValidate => "/job/validate",
+            Self::JobValidateWarn => "/job/validate/warn",
         }
     }
 
@@ -74,23 +120,54 @@ impl Endpoint {
             Self::JobMutate => "job",
             Self::TrialMutate => "trial",
             Self::WorkloadMutate => "workload",
+            Self::JobValidate => "gate",
+            Self::JobValidateWarn => "gate-warn",
         }
     }
 
     /// A mutating endpoint fails open: a notebook without its label starts and lacks Pipelines; one that is refused does
     /// not start at all. (Kubernetes, admission webhook good practices, "fail open and validate the final state".)
+    /// The gate does so too, as long as nobody says otherwise (`k8s-resources/overlays/gate-fail-closed`): it keeps nobody from
+    /// harm, and no work is to stop because we do.
     #[must_use]
     pub const fn failure_policy(self) -> FailurePolicy {
         match self {
-            Self::PodMutate | Self::JobMutate | Self::TrialMutate | Self::WorkloadMutate => FailurePolicy::Ignore,
+            Self::PodMutate
+            | Self::JobMutate
+            | Self::TrialMutate
+            | Self::WorkloadMutate
+            | Self::JobValidate
+            | Self::JobValidateWarn => FailurePolicy::Ignore,
+        }
+    }
+
+    /// What it is called for.
+    #[must_use]
+    pub const fn operations(self) -> &'static [&'static str] {
+        match self.configuration() {
+            Configuration::Mutating => &["CREATE"],
+            Configuration::Validating => &["CREATE", "UPDATE"],
+        }
+    }
+
+    /// Where it is called.
+    #[must_use]
+    pub const fn namespaces(self) -> Namespaces {
+        match self {
+            Self::PodMutate | Self::JobMutate | Self::TrialMutate | Self::WorkloadMutate => Namespaces::Tenants,
+            Self::JobValidate => Namespaces::Labelled(names::GATE_LABEL, "enforce"),
+            Self::JobValidateWarn => Namespaces::Labelled(names::GATE_LABEL, "warn"),
         }
     }
 
     /// How long the API server waits. We answer within a millisecond; all webhooks of a request share 30 seconds
-    /// (kubernetes/kubernetes#128162), so that a lost connection must not use up more than its part.
+    /// (kubernetes/kubernetes#128162), so that a lost connection must not use up more than its part. The gate looks at images.
     #[must_use]
-    pub const fn timeout_seconds(self) -> i32 {
-        3
+    pub const fn timeout_seconds(self) -> u8 {
+        match self.configuration() {
+            Configuration::Mutating => 3,
+            Configuration::Validating => 10,
+        }
     }
 
     /// What it is called for. `workloads` are the kinds of [`WorkloadMutate`](Self::WorkloadMutate).
@@ -105,13 +182,23 @@ impl Endpoint {
             Self::JobMutate => rule("batch", &["v1"], "jobs"),
             Self::TrialMutate => rule(names::KUBEFLOW_GROUP, &["v1beta1", "v1alpha3"], "trials"),
             Self::WorkloadMutate => workload_rules(workloads),
+            Self::JobValidate | Self::JobValidateWarn => {
+                let mut rules = rule("batch", &["v1"], "jobs");
+                rules.iter_mut().for_each(|rule| rule.resources.push("cronjobs".to_owned()));
+                rules.extend(workload_rules(workloads));
+                rules
+            }
         }
     }
 
     /// Whether an object that opted out is still sent: a Trial has to hand its opt-out down.
     #[must_use]
     pub const fn sees_opted_out(self) -> bool {
-        matches!(self, Self::TrialMutate)
+        match self {
+            Self::PodMutate | Self::JobMutate | Self::WorkloadMutate => false,
+            // The gate is not a tenant's to opt out of.
+            Self::TrialMutate | Self::JobValidate | Self::JobValidateWarn => true,
+        }
     }
 
     /// Keeps away what is none of our business. The code decides by the same facts once more: an API server without
@@ -151,6 +238,11 @@ impl Endpoint {
                 }]
             }
             Self::TrialMutate => Vec::new(),
+            // Labels, finalizers and the like change nothing of what runs.
+            Self::JobValidate | Self::JobValidateWarn => vec![MatchCondition {
+                name: "new-or-changed",
+                expression: "request.operation == 'CREATE' || object.spec != oldObject.spec".to_owned(),
+            }],
         }
     }
 }

@@ -9,5 +9,5 @@ pub mod patch;
 pub mod review;
 pub mod service;
 
-pub use endpoints::Endpoint;
+pub use endpoints::{Configuration, Endpoint};
 pub use review::{Outcome, Request};

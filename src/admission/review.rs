@@ -40,6 +40,8 @@ pub struct Request<'d> {
     pub dry_run: bool,
     /// The object as it is to be stored; absent on `DELETE`.
     pub object: Option<Node<'d>>,
+    /// The object as it is stored, on `UPDATE` and `DELETE`.
+    pub old_object: Option<Node<'d>>,
 }
 
 impl<'d> Request<'d> {
@@ -79,6 +81,7 @@ impl<'d> Request<'d> {
             user: user.unwrap_or_default(),
             dry_run: request.boolean("dryRun")?,
             object: request.get("object"),
+            old_object: request.get("oldObject"),
         }))
     }
 
@@ -94,7 +97,7 @@ impl<'d> Request<'d> {
     }
 }
 
-/// What is to become of an object. A mutating endpoint never refuses one.
+/// What is to become of an object. Only the gate refuses one.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// The change; empty for none.
@@ -103,6 +106,8 @@ pub struct Outcome {
     pub reason: Cow<'static, str>,
     /// What the person who creates the object should know; `kubectl` prints it.
     pub warnings: Vec<String>,
+    /// The object is refused, and its author is told this.
+    pub denied: Option<String>,
     /// Images whose own command would let more be done, by the reference as the object has it.
     pub images: Vec<String>,
 }
@@ -122,7 +127,11 @@ impl Outcome {
     /// One word for the log and the metrics.
     #[must_use]
     pub fn decision(&self) -> &'static str {
-        if self.patch.is_empty() { "unchanged" } else { "patched" }
+        match self {
+            Self { denied: Some(_), .. } => "denied",
+            _ if self.patch.is_empty() => "unchanged",
+            _ => "patched",
+        }
     }
 
     /// The AdmissionReview that answers the request of that uid.
@@ -136,7 +145,8 @@ impl Outcome {
             kind: KIND,
             response: Response {
                 uid,
-                allowed: true,
+                allowed: self.denied.is_none(),
+                status: self.denied.as_deref().map(|message| Status { code: 403, reason: "Forbidden", message }),
                 patch_type: patch.as_ref().map(|_| "JSONPatch"),
                 patch,
                 warnings: self.warnings.iter().map(|warning| shortened(warning)).collect(),
@@ -159,11 +169,20 @@ struct Response<'a> {
     uid: &'a str,
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<Cow<'a, str>>,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    code: u16,
+    reason: &'static str,
+    message: &'a str,
 }
 
 fn shortened(warning: &str) -> Cow<'_, str> {

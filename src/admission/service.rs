@@ -1,5 +1,7 @@
 //! The endpoints over HTTP: what is checked before a review is read, and what is said of each review in the log.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Instant;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -27,10 +29,13 @@ impl Refusal {
     }
 }
 
+/// A decision on its way.
+pub type Deciding<'r> = Pin<Box<dyn Future<Output = Outcome> + Send + 'r>>;
+
 /// Answers one HTTP request. `decide` is what this server is for.
 pub async fn answer<B>(
     request: HttpRequest<B>,
-    decide: impl Fn(Endpoint, &Request<'_>) -> Outcome,
+    decide: impl for<'r> Fn(Endpoint, &'r Request<'r>) -> Deciding<'r>,
 ) -> Response<Full<Bytes>>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
@@ -48,7 +53,7 @@ where
 
 async fn review<B>(
     request: HttpRequest<B>,
-    decide: impl Fn(Endpoint, &Request<'_>) -> Outcome,
+    decide: impl for<'r> Fn(Endpoint, &'r Request<'r>) -> Deciding<'r>,
 ) -> Result<Vec<u8>, Refusal>
 where
     B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>>,
@@ -62,7 +67,7 @@ where
     let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
     let document: Document<'_> = serde_json::from_slice(&body).map_err(not_json)?;
     let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
-    let outcome = decide(endpoint, &request);
+    let outcome = decide(endpoint, &request).await;
     let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let answer = outcome.answer(request.uid).map_err(unwritable)?;
     log(endpoint, &request, &outcome, started);

@@ -9,6 +9,8 @@ pub const TLS_SECRET: &str = "tenancy-fixer-tls";
 
 /// Tenant label: `true` on what is ours, `false` on what we are to leave alone.
 pub const TENANT_LABEL: &str = "kubeflow-extension";
+/// Label of a namespace whose jobs the gate looks at: `enforce` or `warn`.
+pub const GATE_LABEL: &str = "kubeflow-extension/gate";
 /// Prefix of our own annotations, and manager of what we add to lists that are keyed by manager.
 pub const MANAGER: &str = "kubeflow-extension/tenancy-fixer";
 

@@ -176,7 +176,7 @@ mod tests {
 
     fn code(texts: &[(&str, &str)], complete: bool, run: impl Fn(&Paths<'_>, &Files) -> Code) -> Code {
         let of_image = texts.iter().map(|(path, text)| ((*path).to_owned(), File::Text((*text).to_owned()))).collect();
-        let files = Files { of_image, complete, mounts: vec!["/mnt".to_owned()] };
+        let files = Files { of_image: std::sync::Arc::new(of_image), complete, mounts: vec!["/mnt".to_owned()] };
         let folders = ["/usr/lib/python3/site-packages".to_owned(), "/lib/own".to_owned()];
         run(&Paths { folders: &folders }, &files)
     }

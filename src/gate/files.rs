@@ -1,17 +1,10 @@
 //! The files of a container, as far as somebody has looked: those of its image, under what is mounted over them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// One file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum File {
-    /// Its text.
-    Text(String),
-    /// Not a text, or too long to be one that somebody wrote.
-    Other,
-    /// Another name for a path: absolute, or relative to the link's folder.
-    Link(String),
-}
+pub use crate::images::File;
+pub(super) use crate::images::absolute as normal;
 
 /// What a look at a path finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +23,7 @@ pub(super) enum Found<'f> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Files {
     /// Those of the image that were read.
-    pub(super) of_image: BTreeMap<String, File>,
+    pub(super) of_image: Arc<BTreeMap<String, File>>,
     /// Whether the image has been read to its end: what is not there then does not exist.
     pub(super) complete: bool,
     /// Folders that something is mounted on.
@@ -83,20 +76,6 @@ impl Files {
     }
 }
 
-/// A path as seen from a folder: absolute, without `.`, `..` and double slashes; nothing leads above the root.
-pub(super) fn normal(folder: &str, path: &str) -> String {
-    let mut steps: Vec<&str> = Vec::new();
-    let folder = if path.starts_with('/') { "" } else { folder };
-    for step in folder.split('/').chain(path.split('/')) {
-        match step {
-            "" | "." => {}
-            ".." => drop(steps.pop()),
-            step => steps.push(step),
-        }
-    }
-    format!("/{}", steps.join("/"))
-}
-
 /// Whether a path ends in a dot and this.
 pub(super) fn has_extension(path: &str, extension: &str) -> bool {
     std::path::Path::new(path).extension().is_some_and(|found| found == extension)
@@ -139,7 +118,7 @@ mod tests {
             ("/a", link("b")),
             ("/b", link("a")),
         ];
-        let of_image = of_image.into_iter().map(|(path, file)| (path.to_owned(), file)).collect();
+        let of_image = Arc::new(of_image.into_iter().map(|(path, file)| (path.to_owned(), file)).collect());
         let files = Files { of_image, complete: true, mounts: vec!["/data/".to_owned()] };
         assert_eq!(files.find("/bin/python"), Found::Other);
         assert_eq!(files.find("/a"), Found::Missing);

@@ -1,6 +1,7 @@
 //! What the gate knows of an image: how it is started, which packages it has, and the texts that may be run.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::files::{File, has_extension};
 
@@ -29,13 +30,17 @@ pub struct Image {
     /// `WorkingDir`.
     pub working_dir: String,
     /// The files that were kept, by path.
-    pub files: BTreeMap<String, File>,
+    pub files: Arc<BTreeMap<String, File>>,
     /// Packages of MLflow.
     pub packages: Vec<Package>,
     /// Folders of packages (`site-packages`).
     pub package_folders: Vec<String>,
-    /// Whether all layers have been read.
+    /// Layers that have been read, from the highest down.
+    pub layers: usize,
+    /// Whether these are all.
     pub complete: bool,
+    /// Why no more of them are going to be read.
+    pub unread: Option<String>,
 }
 
 impl Image {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::code::{self, Code, Paths};
 use super::files::{File, Files, has_extension, normal};
@@ -79,6 +80,16 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// One word for the log and the metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// All have to be so.
     fn all(answers: impl IntoIterator<Item = Self>) -> Self {
         answers.into_iter().fold(Self::Yes, |whole, answer| match (whole, answer) {
@@ -150,7 +161,7 @@ pub fn container(container: &Container, image: Result<&Image, &str>, rule: &Rule
             (Requirement::Package, Ok(image)) => package(&Run::of(container, image), image),
             (Requirement::Logging, Ok(image)) => logging(&Run::of(container, image)),
         };
-        Finding { requirement: *requirement, answer, text }
+        Finding { requirement: *requirement, answer, text: shortened(text) }
     };
     Judged {
         container: container.name.clone(),
@@ -158,6 +169,17 @@ pub fn container(container: &Container, image: Result<&Image, &str>, rule: &Rule
         digest: image.ok().map(|image| image.digest.clone()),
         findings: rule.require.iter().map(find).collect(),
     }
+}
+
+/// The longest that anybody wants to read of a finding, which has tenants' words in it; in bytes.
+const LONGEST_TEXT: usize = 400;
+
+fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST_TEXT {
+        text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+        text.push('…');
+    }
+    text.replace(char::is_control, " ")
 }
 
 /// What a container runs, and where its code is.
@@ -179,7 +201,7 @@ impl Run {
             environment.insert(name.clone(), value);
         }
         let folder = container.working_dir.as_deref().unwrap_or(&image.working_dir);
-        let files = Files { of_image: image.files.clone(), complete: image.complete, mounts: container.mounts.clone() };
+        let files = Files { of_image: Arc::clone(&image.files), complete: image.complete, mounts: container.mounts.clone() };
         let python_path = environment.get("PYTHONPATH").cloned().flatten().unwrap_or_default();
         let mut folders: Vec<String> =
             python_path.split(':').filter(|path| !path.is_empty()).map(|path| normal(folder, path)).collect();
@@ -209,7 +231,8 @@ fn package(run: &Run, image: &Image) -> (Answer, String) {
     if image.complete {
         (Answer::No, "no package mlflow, mlflow-skinny or mlflow-tracing is in the image".to_owned())
     } else {
-        (Answer::Unknown, "the image has not been read to its end".to_owned())
+        let why = image.unread.as_deref().unwrap_or("looking on is not worth it");
+        (Answer::Unknown, format!("the image has not been read to its end: {why}"))
     }
 }
 
@@ -299,7 +322,9 @@ mod tests {
             entrypoint: vec!["python".to_owned()],
             cmd: vec!["train.py".to_owned()],
             working_dir: "/app".to_owned(),
-            files: texts.iter().map(|(path, text)| ((*path).to_owned(), File::Text((*text).to_owned()))).collect(),
+            files: Arc::new(
+                texts.iter().map(|(path, text)| ((*path).to_owned(), File::Text((*text).to_owned()))).collect(),
+            ),
             packages: has_package.then_some(package).into_iter().collect(),
             package_folders: vec!["/usr/lib/python3/site-packages".to_owned()],
             complete: true,

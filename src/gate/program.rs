@@ -395,7 +395,7 @@ mod tests {
         let mut of_image: BTreeMap<_, _> =
             texts.iter().map(|(path, text)| ((*path).to_owned(), File::Text((*text).to_owned()))).collect();
         of_image.insert("/usr/bin/sort".to_owned(), File::Other);
-        Files { of_image, complete: true, mounts: vec!["/mnt/code".to_owned()] }
+        Files { of_image: std::sync::Arc::new(of_image), complete: true, mounts: vec!["/mnt/code".to_owned()] }
     }
 
     fn programs(command: &[&str], texts: &[(&str, &str)]) -> Vec<Program> {

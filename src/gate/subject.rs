@@ -6,7 +6,7 @@ use super::image::Image;
 use crate::admission::json::{Node, Unexpected};
 
 /// A container as its pod template has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Container {
     /// Its name.
     pub name: String,
@@ -27,7 +27,7 @@ pub struct Container {
 }
 
 /// The value of a variable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     /// This text.
     Text(String),
@@ -113,7 +113,18 @@ pub fn containers(template: Node<'_>, helpers: &[String]) -> Result<Vec<Containe
         return Ok(Vec::new());
     };
     let containers: Vec<Container> = list.items().map(Container::read).collect::<Result<_, _>>()?;
-    Ok(containers.into_iter().filter(|container| !helpers.contains(&container.name)).collect())
+    let own: Vec<Container> =
+        containers.iter().filter(|container| !helpers.contains(&container.name)).cloned().collect();
+    // A helper has somebody to help: its name alone lets nobody through.
+    Ok(if own.is_empty() { containers } else { own })
+}
+
+/// The container that a TrainJob's `spec.trainer` stands for, as far as it says itself; the rest is in the runtime that it names.
+///
+/// # Errors
+/// A field is not what Kubeflow Trainer says it is.
+pub(super) fn trainer(trainer: Node<'_>) -> Result<Container, Unexpected> {
+    Ok(Container { name: "trainer".to_owned(), ..Container::read(trainer)? })
 }
 
 #[cfg(test)]

@@ -24,7 +24,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("cli", &["cluster", "mutate", "offline", "settings", "telemetry", "tenancy"]),
+    ("inspect", &["admission", "cli", "cluster", "gate", "images", "yaml"]),
+    (
+        "cli",
+        &["admission", "cluster", "gate", "images", "mutate", "offline", "settings", "telemetry", "tenancy"],
+    ),
 ];
 
 #[test]

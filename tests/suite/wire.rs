@@ -84,7 +84,7 @@ where
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let response = service::answer(request, |endpoint, request| {
-            mutate::decide(endpoint, request, &Surroundings::default(), settings)
+            Box::pin(std::future::ready(mutate::decide(endpoint, request, &Surroundings::default(), settings)))
         })
         .await;
         let (head, body) = response.into_parts();

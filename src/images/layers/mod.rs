@@ -32,6 +32,23 @@ pub enum File {
     Link(String),
 }
 
+impl File {
+    /// Bytes of its text.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Link(text) => text.len(),
+            Self::Other => 0,
+        }
+    }
+
+    /// Whether there is no text in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// What whoever asks wants of a file, by its path and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
