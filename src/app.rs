@@ -23,8 +23,8 @@ use crate::admission::{Configuration, Endpoint, Outcome, manifests, service};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::own_pod::OwnPod;
-use crate::server::probes::{self, Readiness};
 use crate::gate::{self, Gate, Mode};
+use crate::server::probes::{self, Readiness};
 use crate::{certs, images, inspect, mutate, offline, server, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
@@ -167,7 +167,10 @@ async fn gate(settings: &Serve, registry: &mut Registry) -> anyhow::Result<Gate>
         images::Metrics::register(registry),
     )?;
     let metrics = gate::Metrics::register(registry);
-    let gate = Gate::new(settings.gate.clone(), workloads(&settings.in_cluster.mutation), images, metrics);
+    // An installation's own rows win.
+    let own = settings.in_cluster.mutation.workloads.iter();
+    let workloads = own.chain(WorkloadKind::known()).cloned().collect();
+    let gate = Gate::new(settings.gate.clone(), workloads, images, metrics);
     if settings.gate.gate == Mode::Off {
         return Ok(gate);
     }

@@ -102,7 +102,7 @@ fn containers(object: &Value, settings: &Settings) -> anyhow::Result<(String, Ve
     .to_string();
     let document: Document<'_> = serde_json::from_str(&review)?;
     let request = Request::read(&document).map_err(anyhow::Error::msg)?;
-    let workloads: Vec<WorkloadKind> = WorkloadKind::known().iter().chain(&settings.workloads).cloned().collect();
+    let workloads: Vec<WorkloadKind> = settings.workloads.iter().chain(WorkloadKind::known()).cloned().collect();
     match gate::subject(&request, &workloads, &settings.rule.gate_helpers) {
         Subject::Answered(outcome) => anyhow::bail!("{}: {}", text("/kind"), outcome.reason),
         Subject::Containers(mut containers) => {
@@ -155,12 +155,8 @@ impl<'s> Looks<'s> {
 
     fn judge(&self, container: &Container, rule: &Rule) -> Judged {
         if let Some(image) = Local::named(&container.image) {
-            let found = local::<Image>(
-                &image,
-                &self.settings.images.image_platform,
-                Limits::default(),
-                Some(&self.watcher),
-            );
+            let found =
+                local::<Image>(&image, &self.settings.images.image_platform, Limits::default(), Some(&self.watcher));
             return match found {
                 Ok(image) => gate::container(container, Ok(&image), rule),
                 Err(error) => gate::container(container, Err(&format!("{error:#}")), rule),

@@ -19,12 +19,20 @@ mod deploy;
 mod envoy;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
+#[path = "suite/gate.rs"]
+mod gate;
+#[path = "suite/gate_command.rs"]
+mod gate_command;
+#[path = "suite/gate_server.rs"]
+mod gate_server;
 #[path = "suite/images.rs"]
 mod images;
 #[path = "suite/later_webhook.rs"]
 mod later_webhook;
 #[path = "suite/launcher.rs"]
 mod launcher;
+#[path = "suite/layer.rs"]
+mod layer;
 #[path = "suite/manifests.rs"]
 mod manifests;
 #[path = "suite/offline.rs"]

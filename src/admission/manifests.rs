@@ -139,10 +139,9 @@ fn namespaces(endpoint: Endpoint, target: &Target) -> LabelSelector {
             match_labels: Some([owned(names::PROFILE_NAMESPACE_LABEL)].into()),
             match_expressions: Some(vec![others, not_in(names::TENANT_LABEL, &["false"])]),
         },
-        Namespaces::Labelled(key, value) => LabelSelector {
-            match_labels: Some([owned((key, value))].into()),
-            match_expressions: Some(vec![others]),
-        },
+        Namespaces::Labelled(key, value) => {
+            LabelSelector { match_labels: Some([owned((key, value))].into()), match_expressions: Some(vec![others]) }
+        }
     }
 }
 

@@ -201,7 +201,8 @@ impl Run {
             environment.insert(name.clone(), value);
         }
         let folder = container.working_dir.as_deref().unwrap_or(&image.working_dir);
-        let files = Files { of_image: Arc::clone(&image.files), complete: image.complete, mounts: container.mounts.clone() };
+        let files =
+            Files { of_image: Arc::clone(&image.files), complete: image.complete, mounts: container.mounts.clone() };
         let python_path = environment.get("PYTHONPATH").cloned().flatten().unwrap_or_default();
         let mut folders: Vec<String> =
             python_path.split(':').filter(|path| !path.is_empty()).map(|path| normal(folder, path)).collect();

@@ -66,8 +66,7 @@ impl Gate {
         };
         let credentials = self.credentials(request).await;
         let (judged, cached) = self.judge(containers, &credentials, begin + patience).await;
-        let (answer, outcome) =
-            outcome(mode, self.settings.gate_unknown, self.settings.rule.gate_containers, &judged);
+        let (answer, outcome) = outcome(mode, self.settings.gate_unknown, self.settings.rule.gate_containers, &judged);
         self.metrics.judged(answer, mode, cached, begin.elapsed());
         for judged in &judged {
             log(request, judged, cached);
@@ -88,7 +87,8 @@ impl Gate {
         let too_many = containers.len().saturating_sub(MOST_CONTAINERS);
         let looked_at = containers.len().saturating_sub(too_many);
         let mut looks = containers.into_iter();
-        let looking: Vec<_> = looks.by_ref().take(looked_at).map(|container| self.one(container, credentials, deadline)).collect();
+        let looking: Vec<_> =
+            looks.by_ref().take(looked_at).map(|container| self.one(container, credentials, deadline)).collect();
         let (mut judged, cached): (Vec<Judged>, Vec<bool>) = join_all(looking).await.into_iter().unzip();
         let reason = format!("the job has more than {MOST_CONTAINERS} containers");
         judged.extend(looks.map(|container| judge::container(&container, Err(&reason), &self.rule)));
@@ -162,9 +162,9 @@ fn said(why: &WhyUnknown) -> String {
 /// The pod template that the object's own secrets stand in.
 fn first_template(object: Node<'_>) -> Option<Node<'_>> {
     let spec = object.get("spec")?;
-    spec.get("template")
-        .or_else(|| spec.at(&["jobTemplate", "spec", "template"]))
-        .or_else(|| spec.entries().find_map(|(_, replicas)| replicas.entries().find_map(|(_, one)| one.get("template"))))
+    spec.get("template").or_else(|| spec.at(&["jobTemplate", "spec", "template"])).or_else(|| {
+        spec.entries().find_map(|(_, replicas)| replicas.entries().find_map(|(_, one)| one.get("template")))
+    })
 }
 
 /// One line for each container, beside the line of the review.

@@ -19,7 +19,7 @@ pub enum Subject {
 }
 
 /// Most containers of one job that are looked at; one job has a few.
-pub const MOST_CONTAINERS: usize = 16;
+pub(super) const MOST_CONTAINERS: usize = 16;
 
 /// Kinds of Kubernetes itself that have pod templates and end: group, kind, and where the template is.
 const BATCH: &[(&str, &[&str])] =
@@ -54,7 +54,8 @@ fn containers(
 ) -> Result<Subject, Unexpected> {
     let Some(templates) = templates(object, request, workloads) else {
         let (kind, group) = (request.kind, request.group);
-        let warning = format!("tenancy-fixer gate: not for kind {kind:?} of group {group:?}; check the webhook's rules");
+        let warning =
+            format!("tenancy-fixer gate: not for kind {kind:?} of group {group:?}; check the webhook's rules");
         return Ok(Subject::Answered(Outcome::puzzled("the gate is not for this kind", warning)));
     };
     let found = all(templates, helpers)?;
@@ -136,8 +137,11 @@ fn warned(reason: &'static str, judged: &[Judged], what: &str) -> Outcome {
     let lacking = || judged.iter().filter(|judged| judged.answer() != Answer::Yes);
     let mut warnings: Vec<String> = lacking()
         .flat_map(|judged| {
-            let findings = judged.findings.iter().filter(|finding| finding.answer != Answer::Yes);
-            findings.map(move |finding| {
+            let mut findings: Vec<&Finding> =
+                judged.findings.iter().filter(|finding| finding.answer != Answer::Yes).collect();
+            // Where nothing could be read, it is the same reason for all.
+            findings.dedup_by(|one, other| one.text == other.text);
+            findings.into_iter().map(move |finding| {
                 let Judged { container, image, .. } = judged;
                 let asked = asked(finding);
                 format!("tenancy-fixer gate: {what}: container {container}: {asked}: {}; image {image}", finding.text)
@@ -154,7 +158,9 @@ fn warned(reason: &'static str, judged: &[Judged], what: &str) -> Outcome {
 /// Everything that its author has to know: `kubectl` prints it as it is.
 fn message(judged: &[Judged], answer: Answer) -> String {
     let mut lines = vec![match answer {
-        Answer::Unknown => "nobody can tell whether this job logs to MLflow, which the gate of this namespace wants to know".to_owned(),
+        Answer::Unknown => {
+            "nobody can tell whether this job logs to MLflow, which the gate of this namespace wants to know".to_owned()
+        }
         _ => "this job does not log to MLflow, which the gate of this namespace requires".to_owned(),
     }];
     if judged.is_empty() {
@@ -193,7 +199,9 @@ fn asked(finding: &Finding) -> &'static str {
 const fn mend(requirement: Requirement) -> &'static str {
     match requirement {
         Requirement::Package => "install mlflow in the image (pip install mlflow)",
-        Requirement::Logging => "call mlflow.autolog(), or log with mlflow.log_metric and the like, in the code that the job runs",
+        Requirement::Logging => {
+            "call mlflow.autolog(), or log with mlflow.log_metric and the like, in the code that the job runs"
+        }
         Requirement::TrackingUri => "set MLFLOW_TRACKING_URI in the container's env",
     }
 }
@@ -204,8 +212,9 @@ mod tests {
     use crate::admission::json::Document;
 
     fn read(request: &serde_json::Value) -> Result<Vec<String>, String> {
-        let review = serde_json::json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
-            .to_string();
+        let review =
+            serde_json::json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
+                .to_string();
         let document: Document<'_> = serde_json::from_str(&review).unwrap();
         let request = Request::read(&document).unwrap();
         match subject(&request, WorkloadKind::known(), &["wait".to_owned()]) {
@@ -244,7 +253,11 @@ mod tests {
 
     #[test]
     fn an_update_is_judged_if_it_changes_a_container() {
-        let mut request = request("batch", "CronJob", &serde_json::json!({"suspend": true, "jobTemplate": {"spec": {"template": template(&["a"])}}}));
+        let mut request = request(
+            "batch",
+            "CronJob",
+            &serde_json::json!({"suspend": true, "jobTemplate": {"spec": {"template": template(&["a"])}}}),
+        );
         request["operation"] = "UPDATE".into();
         request["oldObject"] = serde_json::json!({"spec": {"jobTemplate": {"spec": {"template": template(&["a"])}}}});
         assert!(read(&request).unwrap_err().contains("as they were"));
@@ -283,7 +296,9 @@ mod tests {
         }
         let (_, outcome) = outcome(Mode::Enforce, Unknown::Allow, Containers::Any, &[judged(Answer::No)]);
         let message = outcome.denied.unwrap();
-        for part in ["container train", "registry/image:v1", "sha256:abc", "logs to MLflow? no: found this", "to mend it"] {
+        for part in
+            ["container train", "registry/image:v1", "sha256:abc", "logs to MLflow? no: found this", "to mend it"]
+        {
             assert!(message.contains(part), "{part} in {message}");
         }
     }

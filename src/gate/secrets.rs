@@ -74,7 +74,9 @@ mod tests {
     #[test]
     fn a_pod_names_its_secrets_and_its_account() {
         let named = |template: &str| Named::of(Some(serde_json::from_str::<Document<'_>>(template).unwrap().root()));
-        let full = named(r#"{"spec": {"serviceAccountName": "default-editor", "imagePullSecrets": [{"name": "a"}, {}, {"name": "b"}]}}"#);
+        let full = named(
+            r#"{"spec": {"serviceAccountName": "default-editor", "imagePullSecrets": [{"name": "a"}, {}, {"name": "b"}]}}"#,
+        );
         assert_eq!(full, Named { secrets: vec!["a".into(), "b".into()], service_account: "default-editor".into() });
         assert_eq!(named("{}").service_account, "default");
     }

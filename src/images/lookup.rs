@@ -84,11 +84,7 @@ impl<F: Fact> Clone for Lookup<F> {
 
 /// Asks a registry for a fact about the image of a digest, for a tenant.
 type Look<F> = Box<
-    dyn for<'l> Fn(
-            &'l mut Session<'_>,
-            &'l Digest,
-            &'l Asked<'_, F>,
-        ) -> BoxFuture<'l, Result<F, WhyUnknown>>
+    dyn for<'l> Fn(&'l mut Session<'_>, &'l Digest, &'l Asked<'_, F>) -> BoxFuture<'l, Result<F, WhyUnknown>>
         + Send
         + Sync,
 >;
@@ -163,9 +159,8 @@ impl Images {
     /// A file of the settings that cannot be read, or no randomness.
     pub fn new(settings: &Settings, metrics: Metrics) -> anyhow::Result<Self> {
         let at_once = (usize::from(settings.image_concurrency) / TENANTS_SHARE).max(1);
-        let look: Look<ImageConfig> = Box::new(|session, digest, _| {
-            async move { session.image(digest).await.map(|(config, _)| config) }.boxed()
-        });
+        let look: Look<ImageConfig> =
+            Box::new(|session, digest, _| async move { session.image(digest).await.map(|(config, _)| config) }.boxed());
         Self::with(settings, look, (settings.image_cache_bytes, settings.image_timeout, at_once), metrics)
     }
 
@@ -175,7 +170,12 @@ impl Images {
     ///
     /// # Errors
     /// Why nothing is known; the text names the registry and not the image, which the caller has.
-    pub async fn config(&self, image: &Reference, credentials: &Credentials, deadline: Instant) -> Outcome<ImageConfig> {
+    pub async fn config(
+        &self,
+        image: &Reference,
+        credentials: &Credentials,
+        deadline: Instant,
+    ) -> Outcome<ImageConfig> {
         self.ask(image, credentials, &(), deadline).await.0
     }
 }
@@ -241,7 +241,8 @@ impl<F: Fact> Lookup<F> {
             .map_err(|_| anyhow::anyhow!("the system has no randomness for us"))?;
         let items = usize::try_from(capacity / USUAL_SIZE).unwrap_or(usize::MAX);
         // One shard: an entry may be as large as all of it.
-        let options = OptionsBuilder::new().estimated_items_capacity(items).weight_capacity(capacity).shards(1).build()?;
+        let options =
+            OptionsBuilder::new().estimated_items_capacity(items).weight_capacity(capacity).shards(1).build()?;
         let (hashes, lifecycle) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         Ok(Self {
             shared: Arc::new(Shared {

@@ -58,7 +58,9 @@ pub fn decide(endpoint: Endpoint, request: &Request<'_>, surroundings: &Surround
         Endpoint::JobMutate | Endpoint::WorkloadMutate => job::decide(object, request, settings),
         Endpoint::TrialMutate => trial::decide(object, request, settings),
         // No kind goes to these.
-        Endpoint::JobValidate | Endpoint::JobValidateWarn => Ok(Outcome::unchanged("not an endpoint that changes objects")),
+        Endpoint::JobValidate | Endpoint::JobValidateWarn => {
+            Ok(Outcome::unchanged("not an endpoint that changes objects"))
+        }
     });
     decided.unwrap_or_else(|unexpected| malformed(&unexpected))
 }

@@ -25,10 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
     ("inspect", &["admission", "cli", "cluster", "gate", "images", "yaml"]),
-    (
-        "cli",
-        &["admission", "cluster", "gate", "images", "mutate", "offline", "settings", "telemetry", "tenancy"],
-    ),
+    ("cli", &["admission", "cluster", "gate", "images", "mutate", "offline", "settings", "telemetry", "tenancy"]),
 ];
 
 #[test]

@@ -59,8 +59,7 @@ fn every_webhook_keeps_its_promises() {
 fn the_gate_is_called_where_a_namespace_asks_for_it() {
     let configuration: Value = yaml::value(&rendered(&["validating"])).unwrap();
     let webhooks = configuration["webhooks"].as_array().unwrap();
-    for (webhook, (path, label)) in
-        webhooks.iter().zip([("/job/validate", "enforce"), ("/job/validate/warn", "warn")])
+    for (webhook, (path, label)) in webhooks.iter().zip([("/job/validate", "enforce"), ("/job/validate/warn", "warn")])
     {
         assert_eq!(webhook["clientConfig"]["service"]["path"], path);
         assert_eq!(webhook["namespaceSelector"]["matchLabels"]["kubeflow-extension/gate"], label);

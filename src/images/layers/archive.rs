@@ -25,9 +25,7 @@ pub(super) fn read<C: Contents>(source: impl Read, stack: &mut Stack, account: &
     let failed = |error: io::Error| account.trouble(&error);
     let mut source = BufReader::with_capacity(BUFFER, source);
     let first = source.fill_buf().map_err(failed)?;
-    let is_skippable = |first: &[u8]| {
-        matches!(first, [kind, rest @ ..] if kind & 0xf0 == ZSTD_SKIPPABLE.1 && rest.starts_with(ZSTD_SKIPPABLE.0))
-    };
+    let is_skippable = |first: &[u8]| matches!(first, [kind, rest @ ..] if kind & 0xf0 == ZSTD_SKIPPABLE.1 && rest.starts_with(ZSTD_SKIPPABLE.0));
     if first.starts_with(GZIP) {
         entries::<C>(MultiGzDecoder::new(source), stack, account)
     } else if first.starts_with(ZSTD) || is_skippable(first) {
@@ -135,4 +133,171 @@ fn text(entry: &mut tar::Entry<'_, impl Read>, account: &Account) -> Result<Opti
 
 fn length(text: &str) -> u64 {
     u64::try_from(text.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::super::Limits;
+    use super::*;
+    use crate::images::ImageConfig;
+    use crate::images::lookup::Fact;
+
+    /// Wants everything.
+    struct All;
+
+    impl Fact for All {
+        type Question = ();
+
+        fn size(&self) -> usize {
+            0
+        }
+
+        fn is_final(&self) -> bool {
+            true
+        }
+
+        fn answers(&self, (): &()) -> bool {
+            true
+        }
+    }
+
+    impl Contents for All {
+        fn of(_: &ImageConfig) -> Self {
+            Self
+        }
+
+        fn wants(_: &str, size: u64) -> Want {
+            if size < 1000 { Want::Text } else { Want::Presence }
+        }
+
+        fn keeps(_: &str, _: &str) -> bool {
+            true
+        }
+
+        fn place(_: &str) -> Option<&str> {
+            None
+        }
+
+        fn add(&mut self, _: Files) {}
+
+        fn end(&mut self, _: Option<String>) {}
+    }
+
+    fn limits() -> Limits {
+        Limits { uncompressed: 1 << 22, entries: 1000, kept: 1 << 16, ..Limits::default() }
+    }
+
+    fn found(content: &[u8]) -> Result<Files, Trouble> {
+        read::<All>(content, &mut Stack::default(), &Account::new(limits()))
+    }
+
+    fn packed(archive: &[u8], packing: u8) -> Vec<u8> {
+        match packing {
+            0 => archive.to_owned(),
+            1 => {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(archive).unwrap();
+                encoder.finish().unwrap()
+            }
+            _ => zstd::encode_all(archive, 1).unwrap(),
+        }
+    }
+
+    /// An archive of entries of any kind, by the names and sizes that somebody made up.
+    fn archive(entries: &[(String, u8, Vec<u8>)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(EntryType::new(*kind));
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            // Names that no archive has are left out.
+            let _ = builder.append_data(&mut header, name, &**content);
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_stream_of_each_kind_is_read_whole() {
+        let content = archive(&[("a/b.py".to_owned(), b'0', b"text".to_vec()), ("c".to_owned(), b'0', vec![0xff])]);
+        for packing in 0..3 {
+            let files = found(&packed(&content, packing)).unwrap().files;
+            let expected = [("/a/b.py".to_owned(), File::Text("text".to_owned())), ("/c".to_owned(), File::Other)];
+            assert_eq!(files, expected.into());
+        }
+        // Members of gzip and frames of zstd may follow one another.
+        let (one, other) = content.split_at(700);
+        for packing in 1..3 {
+            let both = [packed(one, packing), packed(other, packing)].concat();
+            assert_eq!(found(&both).unwrap().files.len(), 2);
+        }
+        assert!(found(b"").unwrap().files.is_empty());
+    }
+
+    #[test]
+    fn a_window_without_measure_is_not_made() {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(27).unwrap();
+        encoder.write_all(&archive(&[("a".to_owned(), b'0', vec![1; 1 << 20])])).unwrap();
+        assert!(matches!(found(&encoder.finish().unwrap()), Err(Trouble::Broken(_))));
+    }
+
+    fn kinds() -> impl Strategy<Value = u8> {
+        prop_oneof![
+            Just(b'0'),
+            Just(b'5'),
+            Just(b'1'),
+            Just(b'2'),
+            Just(b'L'),
+            Just(b'K'),
+            Just(b'x'),
+            Just(b'g'),
+            Just(b'S'),
+            any::<u8>()
+        ]
+    }
+
+    fn names() -> impl Strategy<Value = String> {
+        prop_oneof!["[a-c./]{1,12}", "[a-c]/\\.wh\\.[a-c.]{0,5}", "\\PC{1,300}"]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+        /// Whatever the bytes, there is an answer.
+        #[test]
+        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..2000), packing in 0..3_u8) {
+            let _ = found(&bytes);
+            let _ = found(&packed(&bytes, packing));
+        }
+
+        /// The same for what begins as an archive: any entries, and bytes of them changed.
+        #[test]
+        fn any_archive_is_answered(
+            entries in prop::collection::vec((names(), kinds(), prop::collection::vec(any::<u8>(), 0..600)), 0..12),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+            packing in 0..3_u8,
+        ) {
+            let mut content = archive(&entries);
+            for (at, byte) in &changes {
+                let at = at.index(content.len());
+                content[at] = *byte;
+            }
+            if let Ok(files) = found(&packed(&content, packing)) {
+                for (path, _) in files.files {
+                    prop_assert!(path.starts_with('/') && !path.contains("/../") && !path.contains("//"), "{path}");
+                }
+            }
+            let mut stream = packed(&content, packing);
+            for (at, byte) in changes {
+                let at = at.index(stream.len());
+                stream[at] = byte;
+            }
+            let _ = found(&stream);
+        }
+    }
 }

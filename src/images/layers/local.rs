@@ -193,7 +193,9 @@ impl Store {
             Ok(index) => self.of_layout(&index, platform),
             Err(no_index) => match self.document("manifest.json") {
                 Ok(manifest) => self.of_docker(&manifest),
-                Err(_) => Err(no_index.context("expected an image in the OCI layout, or one that docker save has written")),
+                Err(_) => {
+                    Err(no_index.context("expected an image in the OCI layout, or one that docker save has written"))
+                }
             },
         }
     }

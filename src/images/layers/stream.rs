@@ -97,15 +97,16 @@ async fn one_layer<C: Contents>(
         let files = archive::read::<C>(Pieces { receiver, rest: Bytes::new() }, &mut stack, &of_reader);
         files.map(|files| (files, stack))
     });
-    let mut is_whole = true;
+    let (mut limit, mut is_whole) = (None, true);
     while let Some(piece) = body.piece().await? {
         let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
         if let Some(watcher) = watcher {
             watcher(Progress::Read(length));
         }
         verifier.update(&piece);
-        // The reader has had enough, or there is too much.
-        if account.spend(|spent| spent.compressed += length).is_err() || sender.send(piece).await.is_err() {
+        limit = account.spend(|spent| spent.compressed += length).err();
+        // The reader has met a limit, or no archive.
+        if limit.is_some() || sender.send(piece).await.is_err() {
             is_whole = false;
             break;
         }
@@ -116,7 +117,9 @@ async fn one_layer<C: Contents>(
         let message = format!("the registry has something else under {}", layer.digest);
         return Err(WhyUnknown::new(Reason::Corrupt, message));
     }
-    match read {
+    match limit.map_or(read, Err) {
+        // Nothing is believed that was not compared with its digest.
+        Ok(_) if !is_whole => Err(given_up()),
         Ok(found) => Ok(Ok(found)),
         Err(Trouble::Limit(limit)) => Ok(Err(limit)),
         Err(Trouble::Broken(error)) => {
