@@ -107,7 +107,9 @@ fn containers(object: &Value, settings: &Settings) -> anyhow::Result<(String, Ve
         Subject::Answered(outcome) => anyhow::bail!("{}: {}", text("/kind"), outcome.reason),
         Subject::Containers(mut containers) => {
             if let Some(image) = &settings.image {
-                containers.iter_mut().for_each(|container| container.image.clone_from(image));
+                for container in &mut containers {
+                    container.image.clone_from(image);
+                }
             }
             Ok((format!("{} {}", text("/kind"), text("/metadata/name")), containers))
         }

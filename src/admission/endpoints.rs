@@ -184,7 +184,9 @@ impl Endpoint {
             Self::WorkloadMutate => workload_rules(workloads),
             Self::JobValidate | Self::JobValidateWarn => {
                 let mut rules = rule("batch", &["v1"], "jobs");
-                rules.iter_mut().for_each(|rule| rule.resources.push("cronjobs".to_owned()));
+                for rule in &mut rules {
+                    rule.resources.push("cronjobs".to_owned());
+                }
                 rules.extend(workload_rules(workloads));
                 rules
             }

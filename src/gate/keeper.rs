@@ -19,7 +19,7 @@ use super::{Image, Metrics};
 use crate::admission::json::Node;
 use crate::admission::{Outcome, Request};
 use crate::cluster::kinds::WorkloadKind;
-use crate::images::{Credentials, Lookup, Reference, WhyUnknown};
+use crate::images::{Credentials, Lookup, Reference};
 
 /// Everything that the gate works with; one for all reviews.
 pub struct Gate {
@@ -112,7 +112,7 @@ impl Gate {
         let (found, cached) = self.images.contents(&image, credentials, &question, deadline).await;
         match found {
             Ok(image) => (judged(&question, image).await, cached),
-            Err(why) => (unknown(&question.container, &said(&why)), cached),
+            Err(why) => (unknown(&question.container, &why.to_string()), cached),
         }
     }
 
@@ -141,22 +141,15 @@ impl Gate {
 
 /// Where nothing is remembered, sources are read again, which is not for the threads that everybody shares.
 async fn judged(question: &Question, image: Arc<Image>) -> Judged {
-    let judged = match question.recall(&image) {
-        Some(judged) => judged,
-        None => {
-            let asked = question.clone();
-            match spawn_blocking(move || asked.judge(&image)).await {
-                Ok(judged) => judged,
-                Err(_) => Arc::new(judge::container(&question.container, Err("it was given up"), &question.rule)),
-            }
-        }
+    let judged = if let Some(judged) = question.recall(&image) {
+        judged
+    } else {
+        let asked = question.clone();
+        let given_up = || Arc::new(judge::container(&question.container, Err("it was given up"), &question.rule));
+        spawn_blocking(move || asked.judge(&image)).await.unwrap_or_else(|_| given_up())
     };
     // Containers that are alike differ in nothing that is said of them.
     Judged::clone(&judged)
-}
-
-fn said(why: &WhyUnknown) -> String {
-    why.to_string()
 }
 
 /// The pod template that the object's own secrets stand in.

@@ -36,19 +36,19 @@ impl Named {
 pub(super) async fn credentials(client: &Client, request: &Request<'_>, named: Named) -> Credentials {
     let namespace = request.namespace;
     let mut credentials = Credentials::of(namespace);
-    let mut names = named.secrets;
-    if names.is_empty() {
+    let mut secret_names = named.secrets;
+    if secret_names.is_empty() {
         let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
         match accounts.get_opt(&named.service_account).await {
             Ok(account) => {
                 let secrets = account.and_then(|account| account.image_pull_secrets).into_iter().flatten();
-                names.extend(secrets.map(|secret| secret.name));
+                secret_names.extend(secrets.map(|secret| secret.name));
             }
             Err(error) => warn!(namespace, service_account = named.service_account, %error, "reading pull secrets"),
         }
     }
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    for name in names.iter().take(MOST_SECRETS) {
+    for name in secret_names.iter().take(MOST_SECRETS) {
         match secrets.get_opt(name).await {
             Ok(Some(secret)) => {
                 let form = secret.type_.as_deref().and_then(SecretForm::of_type);

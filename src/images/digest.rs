@@ -55,7 +55,7 @@ impl Verifier {
     }
 
     /// Whether that was all of it.
-    pub(super) fn is_it(self) -> bool {
+    pub(super) fn matches(self) -> bool {
         written(self.context.finish().as_ref()) == self.expected
     }
 }

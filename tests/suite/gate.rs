@@ -19,7 +19,7 @@ use crate::server::block_on;
 use crate::support;
 
 /// Longest time that a look may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const LOGS: &str = "import mlflow\nmlflow.log_metric('accuracy', 1)\n";
 const SILENT: &str = "import sklearn\nprint('accuracy=1')\n";
@@ -281,7 +281,7 @@ fn no_more_is_read_than_it_takes() {
         let looks = Looks::at(&[at], &[]);
         assert_eq!(looks.answers(&name, &[]).await, (Answer::Yes, Answer::Yes));
         let (read, size) = (looks.read_bytes(), image.size());
-        println!("first look: {read} bytes read of an image of {size} ({} %)", read * 100 / size);
+        eprintln!("first look: {read} bytes read of an image of {size} ({} %)", read * 100 / size);
         assert!(read < size / 2, "the base was read: {read} of {size}");
         assert_eq!(registry.requests("GET /v2/team/job/blobs/").await.len(), 3, "the configuration and two layers");
         // Somebody else wants to know more, and looks on.
@@ -306,13 +306,13 @@ fn a_huge_layer_is_read_and_a_bomb_is_not() {
         let looks = Looks::at(&[at], &[]);
         let begin = Instant::now();
         assert_eq!(looks.answers(&format!("{at}/team/huge:gzip"), &[]).await, (Answer::Yes, Answer::Yes));
-        println!("1 GiB of zeros ({} bytes compressed): {:?}", huge.size(), begin.elapsed());
+        eprintln!("1 GiB of zeros ({} bytes compressed): {:?}", huge.size(), begin.elapsed());
         let bomb = image(vec![mlflow(), layer::zeros(64, Packing::Zstd, app())]);
         registry.push("team/huge", "bomb", &bomb).await;
         let begin = Instant::now();
         let why = looks.why(&format!("{at}/team/huge:bomb")).await;
         assert!(why.contains("compressed more than 1100 to 1"), "{why}");
-        println!("a bomb of 4 GiB in {} bytes: {:?}", bomb.size(), begin.elapsed());
+        eprintln!("a bomb of 4 GiB in {} bytes: {:?}", bomb.size(), begin.elapsed());
     });
 }
 
@@ -332,7 +332,7 @@ fn every_limit_says_that_nobody_can_tell() {
         let cases = [
             ("entries", many.gzip(), "more than 100 files"),
             ("compressed", app().file("/data/noise", &noise).gzip(), "more than 0 MiB of compressed layers"),
-            ("uncompressed", app().file("/data/zeros", &[0; 3 << 20]).gzip(), "more than 2 MiB of files"),
+            ("uncompressed", app().file("/data/zeros", &vec![0; 3 << 20]).gzip(), "more than 2 MiB of files"),
             ("kept", app().file("/app/long.py", "x = 1\n".repeat(10_000).as_bytes()).gzip(), "MiB of scripts"),
             ("name", endless, "a name that no system takes"),
         ];
@@ -513,8 +513,8 @@ fn what_is_known_costs_next_to_nothing() {
             let (judged, cached) = looks.ask(running(&name, &[]), &alice, PATIENCE).await;
             assert!(cached && judged.answer() == Answer::No);
         }
-        let each = (cpu_time() - before) / rounds;
-        println!("a verdict from the cache: {each:?} of CPU (unoptimised)");
+        let each = cpu_time().saturating_sub(before) / rounds;
+        eprintln!("a verdict from the cache: {each:?} of CPU (unoptimised)");
         assert!(each < Duration::from_micros(100), "{each:?}");
     });
 }

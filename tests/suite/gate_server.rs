@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tenancy_fixer::yaml;
 
 use crate::layer::Layer;
-use crate::registry::{Door, Image, Registry};
+use crate::registry::{Door, Image, Registry, USER};
 use crate::server::{self, Certificate, Server, block_on};
-use crate::support::{self, kubectl, kubectl_with, try_kubectl_with, wait_for};
+use crate::support::{self, Cluster, kubectl, kubectl_with, try_kubectl_with, wait_for};
 use crate::wire;
 
 const LOGS: &str = "import mlflow\nmlflow.log_metric('a', 1)\n";
@@ -157,14 +157,14 @@ fn fifty_jobs_at_once_are_answered_in_time_and_in_little_memory() {
     });
     let slowest = answers.iter().map(|(_, took)| *took).max().unwrap();
     let memory = peak_memory(&server);
-    println!(
+    eprintln!(
         "50 jobs, 50 images of {size} bytes: slowest answer {slowest:?}, memory {before} MiB before, at most {memory} MiB"
     );
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     assert!(memory < 64, "{memory} MiB");
     let allowed: Vec<bool> = answers.iter().map(|(answer, _)| answer["allowed"] == true).collect();
     let known = answers.iter().filter(|(answer, _)| answer.get("warnings").is_none()).count();
-    println!("{known} of 50 were known within the deadline");
+    eprintln!("{known} of 50 were known within the deadline");
     for (number, (answer, _)) in answers.iter().enumerate() {
         if answer.get("warnings").is_none() {
             assert_eq!(allowed[number], number % 2 == 0, "{answer}");
@@ -181,14 +181,20 @@ struct Scene {
 
 impl Scene {
     fn new(test: &str, label: &str, flags: &[&str]) -> Self {
+        Self::behind(&Door::Open, test, label, flags, &support::kubeconfig())
+    }
+
+    /// With a registry that has that door, and a server that acts as whom that kubeconfig says.
+    fn behind(door: &Door<'_>, test: &str, label: &str, flags: &[&str], kubeconfig: &PathBuf) -> Self {
         let name = format!("gate-{test}-{}", std::process::id());
         let folder = folder(test);
-        let (certificate, registry) = (Certificate::make(&folder), Registry::start(&folder, &Door::Open));
+        let (certificate, registry) = (Certificate::make(&folder), Registry::start(&folder, door));
         block_on(async {
-            registry.push("team/job", "good", &image(LOGS)).await;
-            registry.push("team/job", "bad", &image(SILENT)).await;
+            let open = Registry::start(&folder, &Door::Open);
+            open.push("team/job", "good", &image(LOGS)).await;
+            open.push("team/job", "bad", &image(SILENT)).await;
         });
-        let server = gate(&certificate, &registry, flags, Some(&support::kubeconfig()));
+        let server = gate(&certificate, &registry, flags, Some(kubeconfig));
         let labels = json!({"kubeflow-extension/gate": label, "tenancy-fixer-test": name});
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
         kubectl_with(&["create", "-f", "-"], &namespace.to_string());
@@ -244,7 +250,6 @@ fn a_bad_job_is_refused_by_the_api_server_and_a_good_one_created() {
     let (created, said) = scene.try_create(&scene.job("good", "good"), &[]);
     assert!(created && said.is_empty(), "{said}");
     let (created, said) = scene.try_create(&scene.job("bad", "bad"), &[]);
-    println!("{said}");
     assert!(!created);
     for part in
         ["denied the request", "this job does not log to MLflow", "container train", "/app/train.py", "to mend it"]
@@ -290,7 +295,6 @@ fn where_it_warns_a_bad_job_is_created() {
     let scene = Scene::new("warn", "warn", &[]);
     let (created, said) = scene.try_create(&scene.job("bad", "bad"), &[]);
     assert!(created, "{said}");
-    println!("{said}");
     assert!(
         said.contains("Warning: tenancy-fixer gate: refused where the gate is enforced: container train"),
         "{said}"
@@ -303,10 +307,104 @@ fn a_registry_that_is_down_stops_nobody_unless_somebody_wants_it_to() {
         let mut scene = Scene::new(test, "enforce", flags);
         scene.registry.stop();
         let (was_created, said) = scene.try_create(&scene.job("a", "good"), &[]);
-        println!("{said}");
         assert_eq!(was_created, created, "{said}");
         assert!(said.contains("127.0.0.1 cannot be asked"), "{said}");
         // What was seen before it went is known.
-        assert_eq!(scene.try_create(&scene.job("b", "bad"), &[]).0, false);
+        assert!(!scene.try_create(&scene.job("b", "bad"), &[]).0);
+    }
+}
+
+#[test]
+fn a_private_image_is_read_with_the_jobs_secrets_where_that_is_granted() {
+    let cluster = Cluster::shared();
+    cluster.apply_shipped_account();
+    let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder("account"));
+    let flags = ["--gate-pull-secrets", "true", "--image-failure-ttl", "0s"];
+    let scene = Scene::behind(&Door::Basic, "private", "enforce", &flags, &kubeconfig);
+    let at = scene.registry.address.to_string();
+    let login = json!({"auths": {&at: {"username": USER.0, "password": USER.1}}}).to_string();
+    let secret = |namespace: &str| {
+        let arguments = ["create", "secret", "docker-registry", "pull", "-n", namespace];
+        let (user, password) = (format!("--docker-username={}", USER.0), format!("--docker-password={}", USER.1));
+        kubectl(&[&arguments[..], &[&format!("--docker-server={at}"), &user, &password]].concat());
+    };
+    secret(&scene.name);
+    let mut job = scene.job("private", "bad");
+    job["spec"]["template"]["spec"]["imagePullSecrets"] = json!([{"name": "pull"}]);
+    // Nobody has granted it.
+    let (created, said) = scene.try_create(&job, &["--dry-run=server"]);
+    assert!(created && said.contains("let through unseen"), "{said}");
+    scene.server.wait_for_line("the refusal", |line| line["message"] == "reading pull secrets");
+    kubectl(&["apply", "--server-side", "-f", "k8s-resources/overlays/gate-pull-secrets/cluster-role.yaml"]);
+    wait_for("the grant", || !scene.try_create(&job, &["--dry-run=server"]).0);
+    // The same by the service account.
+    let mut by_account = scene.job("by-account", "bad");
+    by_account["spec"]["template"]["spec"]["serviceAccountName"] = json!("runner");
+    kubectl(&["create", "serviceaccount", "runner", "-n", &scene.name]);
+    assert!(scene.try_create(&by_account, &["--dry-run=server"]).0);
+    kubectl(&[
+        "patch",
+        "serviceaccount",
+        "runner",
+        "-n",
+        &scene.name,
+        "-p",
+        r#"{"imagePullSecrets": [{"name": "pull"}]}"#,
+    ]);
+    wait_for("the account's secret", || !scene.try_create(&by_account, &["--dry-run=server"]).0);
+    // A job without them is told nothing, although the image is known by now; nor is another namespace.
+    let (created, said) = scene.try_create(&scene.job("plain", "bad"), &["--dry-run=server"]);
+    assert!(created && said.contains("without a pull secret"), "{said}");
+    let mut elsewhere = wire::review(&job);
+    elsewhere["request"]["namespace"] = json!("default");
+    let answer = server::post(&scene.server, "/job/validate", elsewhere.to_string());
+    assert!(String::from_utf8_lossy(answer.body()).contains("without a pull secret"), "{answer:?}");
+    let lines = format!("{:?}", scene.server.lines());
+    assert!(!lines.contains(USER.1) && !lines.contains(&login), "a password is in the log");
+    kubectl(&["delete", "-f", "k8s-resources/overlays/gate-pull-secrets/cluster-role.yaml"]);
+}
+
+#[test]
+fn every_overlay_is_one_that_the_api_server_takes() {
+    for (overlay, says) in [
+        ("gate", "TENANCY_FIXER_GATE"),
+        ("gate-pull-secrets", "tenancy-fixer-pull-secrets"),
+        ("gate-fail-closed", "failurePolicy: Fail"),
+    ] {
+        let rendered = kubectl(&["kustomize", &format!("k8s-resources/overlays/{overlay}")]);
+        assert!(rendered.contains(says), "{overlay}");
+        assert_eq!(rendered.matches("failurePolicy: Fail").count(), usize::from(overlay == "gate-fail-closed"));
+        let objects = yaml::documents::<Value>(overlay, &rendered).unwrap();
+        let webhooks =
+            objects.iter().find(|object| object.content["kind"] == "ValidatingWebhookConfiguration").unwrap();
+        let dry_run = ["create", "--dry-run=server", "-f", "-"];
+        let mut webhooks = webhooks.content.clone();
+        webhooks["metadata"]["name"] = json!(format!("overlay-{overlay}"));
+        kubectl_with(&dry_run, &webhooks.to_string());
+        let policy = objects.iter().find(|object| object.content["kind"] == "NetworkPolicy").unwrap();
+        let mut policy = policy.content.clone();
+        policy["metadata"]["namespace"] = json!("default");
+        kubectl_with(&dry_run, &policy.to_string());
+    }
+}
+
+/// The samples mean what the predecessor's did.
+#[test]
+fn the_samples_are_good_and_bad() {
+    let folder = folder("samples");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let read = |file: &str| std::fs::read_to_string(support::root().join("k8s-resources/examples").join(file)).unwrap();
+    let good = image(&read("mlflow-training/train.py"));
+    let python = Image { layers: vec![Layer::new().wheel("scikit_learn").gzip()], ..image("") };
+    block_on(async {
+        registry.push("mlflow-training", "latest", &good).await;
+        registry.push("python", "3.11-slim", &python).await;
+    });
+    let server = gate(&certificate, &registry, &[], None);
+    for (file, allowed) in [("job-good.yaml", true), ("job-bad.yaml", false)] {
+        let text = read(file).replace("image: ", &format!("image: {}/", registry.address));
+        let answer = review(&server, "/job/validate", &yaml::value(&text).unwrap());
+        assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(allowed), None), "{answer}");
     }
 }

@@ -41,8 +41,7 @@ fn entries<C: Contents>(source: impl Read, stack: &mut Stack, account: &Account)
     let failed = |error: io::Error| account.trouble(&error);
     let mut archive = Archive::new(Metered::new(source, account.clone()));
     let mut found = Files::default();
-    let mut entries = archive.entries().map_err(failed)?;
-    while let Some(entry) = entries.next() {
+    for entry in archive.entries().map_err(failed)? {
         let mut entry = entry.map_err(failed)?;
         account.spend(|spent| spent.entries += 1)?;
         let kind = entry.header().entry_type();
@@ -66,7 +65,6 @@ fn entries<C: Contents>(source: impl Read, stack: &mut Stack, account: &Account)
             }
         }
     }
-    drop(entries);
     account.allow(u64::MAX);
     // Behind its end there may be padding, which is part of what the digest is of.
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(failed)?;

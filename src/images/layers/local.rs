@@ -74,7 +74,7 @@ pub fn local<C: Contents>(
         match archive::read::<C>(&mut checked, &mut stack, &account) {
             Ok(files) => {
                 ensure!(
-                    checked.verifier.is_none_or(crate::images::digest::Verifier::is_it),
+                    checked.verifier.is_none_or(crate::images::digest::Verifier::matches),
                     "{} is not what its digest says",
                     layer.member
                 );

@@ -113,7 +113,7 @@ async fn one_layer<C: Contents>(
     }
     drop((sender, body));
     let read = reading.await.map_err(|_| given_up())?;
-    if is_whole && !verifier.is_it() {
+    if is_whole && !verifier.matches() {
         let message = format!("the registry has something else under {}", layer.digest);
         return Err(WhyUnknown::new(Reason::Corrupt, message));
     }
