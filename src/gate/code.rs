@@ -1,5 +1,6 @@
 //! What the code of a program does with MLflow: its script, and what that imports of its own.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 
 use super::files::{Files, Found, normal, parent};
@@ -23,7 +24,25 @@ const MOST_FILES: usize = 100;
 pub(super) struct Paths<'p> {
     /// `PYTHONPATH`, and folders of packages.
     pub(super) folders: &'p [String],
+    /// How much is still read, for all programs together: bytes of sources, and [`LOOKUP`] for each file that is looked for.
+    pub(super) budget: &'p Cell<usize>,
 }
+
+/// How much is read for one container. Nobody writes more for one job; reading it takes about a second.
+pub(super) const BUDGET: usize = 8 << 20;
+/// What it costs to look for a file.
+const LOOKUP: usize = 100;
+
+impl Paths<'_> {
+    /// Whether there is so much left.
+    fn spend(&self, units: usize) -> bool {
+        let left = self.budget.get().checked_sub(units);
+        self.budget.set(left.unwrap_or_default());
+        left.is_some()
+    }
+}
+
+const TOO_MUCH: &str = "there is more code than is looked at";
 
 /// A script at a path.
 pub(super) fn script(path: &str, paths: &Paths<'_>, files: &Files) -> Code {
@@ -82,6 +101,9 @@ fn is_installed(path: &str) -> bool {
 
 /// What the packages that such a script imports do.
 fn packages(script: &str, paths: &Paths<'_>, files: &Files) -> Option<Code> {
+    if !paths.spend(script.len()) {
+        return Some(Code::Unknown(TOO_MUCH.to_owned()));
+    }
     let imports = python::read(script).imports;
     imports.iter().filter_map(|import| import.split('.').next()).find_map(|package| package_logs(package, paths, files))
 }
@@ -95,6 +117,9 @@ fn package_logs(package: &str, paths: &Paths<'_>, files: &Files) -> Option<Code>
     let folders = paths.folders.iter().filter(|folder| is_of_packages(folder));
     folders.flat_map(|folder| files.texts_below(format!("{folder}/{package}/"))).take(MOST_FILES).find_map(
         |(path, text)| {
+            if !paths.spend(text.len()) {
+                return Some(Code::Unknown(format!("{path}: {TOO_MUCH}")));
+            }
             let what = python::read(text).logs?;
             Some(Code::Logs(format!("{path}: {what}")))
         },
@@ -111,12 +136,18 @@ fn follow(path: &str, text: &str, base: &str, paths: &Paths<'_>, files: &Files) 
             unknown = unknown.or(Some(format!("{path} is too long to be read")));
             continue;
         }
+        if !paths.spend(text.len()) {
+            return Code::Unknown(format!("{path}: {TOO_MUCH}"));
+        }
         let findings = python::read(&text);
         if let Some(what) = findings.logs {
             return Code::Logs(format!("{path}: {what}"));
         }
         for import in &findings.imports {
             for candidate in candidates(import, &path, base, paths) {
+                if !paths.spend(LOOKUP) {
+                    return Code::Unknown(format!("{path}: {TOO_MUCH}"));
+                }
                 match files.find(&candidate) {
                     Found::Text(text) if seen.len() < MOST_FILES && seen.insert(candidate.clone()) => {
                         waiting.push_back((candidate, text.to_owned()));
@@ -175,10 +206,19 @@ mod tests {
     use super::*;
 
     fn code(texts: &[(&str, &str)], complete: bool, run: impl Fn(&Paths<'_>, &Files) -> Code) -> Code {
+        code_within(BUDGET, texts, complete, run)
+    }
+
+    fn code_within(
+        budget: usize,
+        texts: &[(&str, &str)],
+        complete: bool,
+        run: impl Fn(&Paths<'_>, &Files) -> Code,
+    ) -> Code {
         let of_image = texts.iter().map(|(path, text)| ((*path).to_owned(), File::Text((*text).to_owned()))).collect();
         let files = Files { of_image: std::sync::Arc::new(of_image), complete, mounts: vec!["/mnt".to_owned()] };
         let folders = ["/usr/lib/python3/site-packages".to_owned(), "/lib/own".to_owned()];
-        run(&Paths { folders: &folders }, &files)
+        run(&Paths { folders: &folders, budget: &Cell::new(budget) }, &files)
     }
 
     const LOGS: &str = "import mlflow\nmlflow.autolog()";
@@ -245,6 +285,16 @@ mod tests {
         let cli = ("/usr/lib/python3/site-packages/own/__main__.py", "import own.train");
         let found = code(&[package, cli], true, |paths, files| module("own", "/", paths, files));
         assert!(matches!(found, Code::Logs(_)));
+    }
+
+    #[test]
+    fn more_code_than_anybody_writes_is_not_read() {
+        let texts = [("/app/train.py", "import a, b, c"), ("/app/a.py", "import numpy"), ("/app/b.py", LOGS)];
+        let within = |budget| code_within(budget, &texts, true, |paths, files| script("/app/train.py", paths, files));
+        assert!(matches!(within(BUDGET), Code::Logs(_)));
+        for budget in [0, 20, 500] {
+            assert!(matches!(within(budget), Code::Unknown(why) if why.contains(TOO_MUCH)), "{budget}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The judgement: what is required of a job, and whether its containers have it. Pure; what is not known is never taken for absent.
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -174,6 +175,9 @@ pub fn container(container: &Container, image: Result<&Image, &str>, rule: &Rule
 /// The longest that anybody wants to read of a finding, which has tenants' words in it; in bytes.
 const LONGEST_TEXT: usize = 400;
 
+/// Folders of a kind in which Python looks for modules.
+const MOST_FOLDERS: usize = 32;
+
 fn shortened(mut text: String) -> String {
     if text.len() > LONGEST_TEXT {
         text.truncate(text.floor_char_boundary(LONGEST_TEXT));
@@ -204,9 +208,13 @@ impl Run {
         let files =
             Files { of_image: Arc::clone(&image.files), complete: image.complete, mounts: container.mounts.clone() };
         let python_path = environment.get("PYTHONPATH").cloned().flatten().unwrap_or_default();
-        let mut folders: Vec<String> =
-            python_path.split(':').filter(|path| !path.is_empty()).map(|path| normal(folder, path)).collect();
-        folders.extend(image.package_folders.iter().cloned());
+        let mut folders: Vec<String> = python_path
+            .split(':')
+            .filter(|path| !path.is_empty())
+            .take(MOST_FOLDERS)
+            .map(|path| normal(folder, path))
+            .collect();
+        folders.extend(image.package_folders.iter().take(MOST_FOLDERS).cloned());
         let place = Place { folder: normal("/", folder), environment };
         Self { programs: program::of(&container.words(image), &place, &files), files, folders }
     }
@@ -254,7 +262,8 @@ fn lists_mlflow(file: &str, run: &Run) -> bool {
 }
 
 fn logging(run: &Run) -> (Answer, String) {
-    let paths = Paths { folders: &run.folders };
+    let budget = Cell::new(code::BUDGET);
+    let paths = Paths { folders: &run.folders, budget: &budget };
     let mut unknown: Option<String> = None;
     let mut read = Vec::new();
     for program in &run.programs {

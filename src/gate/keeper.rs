@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use kube::Client;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout_at;
 use tracing::info;
 
 use super::gather::{Judgements, Question};
@@ -64,8 +65,12 @@ impl Gate {
             Subject::Answered(outcome) => return outcome,
             Subject::Containers(containers) => containers,
         };
-        let credentials = self.credentials(request).await;
-        let (judged, cached) = self.judge(containers, &credentials, begin + patience).await;
+        let deadline = begin + patience;
+        let credentials = match timeout_at(deadline.into(), self.credentials(request)).await {
+            Ok(credentials) => credentials,
+            Err(_) => Credentials::of(request.namespace),
+        };
+        let (judged, cached) = self.judge(containers, &credentials, deadline).await;
         let (answer, outcome) = outcome(mode, self.settings.gate_unknown, self.settings.rule.gate_containers, &judged);
         self.metrics.judged(answer, mode, cached, begin.elapsed());
         for judged in &judged {

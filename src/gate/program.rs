@@ -36,10 +36,17 @@ pub(super) struct Place {
 const DEEPEST: usize = 8;
 /// How many programs we look at.
 const MOST: usize = 200;
+/// How many commands we look at on the way there, and how many bytes of scripts: a script that calls itself twice does so without
+/// end, and all of it is a tenant's.
+const MOST_COMMANDS: usize = 2_000;
+const MOST_BYTES: usize = 2 << 20;
+/// Folders of a `PATH` that are looked into.
+const MOST_FOLDERS: usize = 32;
 
 /// Everything that a command may run.
 pub(super) fn of(command: &[String], place: &Place, files: &Files) -> Vec<Program> {
-    let mut search = Search { files, place: place.clone(), found: Vec::new() };
+    let mut search =
+        Search { files, place: place.clone(), found: Vec::new(), commands: MOST_COMMANDS, bytes: MOST_BYTES };
     search.run(&command.iter().cloned().map(Word::Known).collect::<Vec<_>>(), 0);
     search.found
 }
@@ -48,6 +55,9 @@ struct Search<'f> {
     files: &'f Files,
     place: Place,
     found: Vec<Program>,
+    /// How many more commands, and bytes of scripts, are looked at.
+    commands: usize,
+    bytes: usize,
 }
 
 /// Commands that run the command behind their options: their name, how many arguments of their own come before it, and the
@@ -134,6 +144,10 @@ impl Search<'_> {
         if depth > DEEPEST {
             return self.unknown("its scripts call one another without end");
         }
+        let Some(left) = self.commands.checked_sub(1) else {
+            return self.unknown("it runs more commands than are looked at");
+        };
+        self.commands = left;
         let Some((first, arguments)) = command.split_first() else { return };
         let first = match first {
             Word::Known(first) if first.is_empty() => return,
@@ -185,6 +199,10 @@ impl Search<'_> {
 
     /// The commands of a shell's text, in their order: folders and variables change on the way.
     fn script(&mut self, text: &str, arguments: &[Word], depth: usize) {
+        let Some(left) = self.bytes.checked_sub(text.len()) else {
+            return self.unknown("its scripts are longer than what is looked at");
+        };
+        self.bytes = left;
         let arguments: Option<Vec<String>> = arguments.iter().map(known).map(|word| word.map(str::to_owned)).collect();
         let before = self.place.clone();
         let environment = before.environment.clone();
@@ -286,7 +304,7 @@ impl Search<'_> {
         let path = self.place.environment.get("PATH").cloned().flatten();
         let path = path.unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         let mut unknown = None;
-        for folder in path.split(':') {
+        for folder in path.split(':').take(MOST_FOLDERS) {
             let file = normal(folder, name);
             match self.files.find(&file) {
                 Found::Missing => {}
@@ -406,6 +424,15 @@ mod tests {
 
     fn script(path: &str) -> Program {
         Program::Script(path.to_owned())
+    }
+
+    #[test]
+    fn scripts_that_call_themselves_are_left_at_some_point() {
+        let text = "#!/bin/sh\n".to_owned() + &"sh /own.sh\nsh -c 'sh /own.sh; sh /own.sh'\n".repeat(1000);
+        let of_image = BTreeMap::from([("/own.sh".to_owned(), File::Text(text))]);
+        let files = Files { of_image: std::sync::Arc::new(of_image), complete: true, mounts: Vec::new() };
+        let found = of(&["sh".to_owned(), "/own.sh".to_owned()], &Place::default(), &files);
+        assert!(found.iter().all(|program| matches!(program, Program::Unknown(_))) && !found.is_empty(), "{found:?}");
     }
 
     #[test]

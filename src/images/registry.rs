@@ -291,6 +291,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// How long nothing may come of something that is on its way.
+    pub(super) fn patience(&self) -> Duration {
+        self.registries.patience
+    }
+
     /// Something of this image that is too large to be read at once. Whoever reads it compares it with its digest.
     pub(super) async fn blob(&mut self, digest: &Digest) -> Result<Opened<'a>, WhyUnknown> {
         self.open(Method::GET, &format!("blobs/{digest}")).await

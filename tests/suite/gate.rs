@@ -403,6 +403,30 @@ async fn bad_network(to: SocketAddr, bytes: u64, breaks_off: bool) -> SocketAddr
     address
 }
 
+/// A stand-in for a network that lets ten kilobytes a second through.
+async fn dripping(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let (mut from_client, mut to_client) = stream.into_split();
+                let (mut from_server, mut to_server) = TcpStream::connect(to).await.unwrap().into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                let mut drop = [0; 1000];
+                while let Ok(length @ 1..) = from_server.read(&mut drop).await {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    if to_client.write_all(&drop[..length]).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
 #[test]
 fn slow_and_dying_registries_leave_it_open() {
     let registry = Registry::start(&folder("dying"), &Door::Open);
@@ -415,6 +439,9 @@ fn slow_and_dying_registries_leave_it_open() {
             let why = looks.why(&format!("{at}/team/job:v1")).await;
             assert!(why.contains(expected), "{why}");
         }
+        let at = dripping(registry.address).await;
+        let why = Looks::at(&[at], &["--image-timeout", "1s"]).why(&format!("{at}/team/job:v1")).await;
+        assert!(why.contains("less than 32 KiB a second"), "{why}");
         // Nobody waits longer than the deadline; the look goes on.
         let at = bad_network(registry.address, 1 << 20, false).await;
         let looks = Looks::at(&[at], &[]);

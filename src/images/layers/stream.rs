@@ -1,6 +1,7 @@
 //! Layers from a registry: bytes arrive on one task, and are unpacked on a thread of its own.
 
 use std::io::{self, Read};
+use std::time::Instant;
 
 use hyper::body::{Buf as _, Bytes};
 use tokio::sync::mpsc;
@@ -14,6 +15,9 @@ use crate::images::registry::Session;
 use crate::images::why::{Reason, WhyUnknown};
 use crate::images::{Digest, ImageConfig};
 
+/// Least bytes a second of a layer that is on its way, once it has had time to begin: a registry, which may be a tenant's, does not
+/// keep a reader from the others.
+const SLOWEST: u64 = 32 << 10;
 /// Pieces that may wait to be unpacked; each is as large as one read from the network.
 const WAITING: usize = 4;
 
@@ -98,12 +102,19 @@ async fn one_layer<C: Contents>(
         files.map(|files| (files, stack))
     });
     let (mut limit, mut is_whole) = (None, true);
+    let (begin, mut read_bytes) = (Instant::now(), 0_u64);
     while let Some(piece) = body.piece().await? {
         let length = u64::try_from(piece.len()).unwrap_or(u64::MAX);
         if let Some(watcher) = watcher {
             watcher(Progress::Read(length));
         }
         verifier.update(&piece);
+        read_bytes = read_bytes.saturating_add(length);
+        let took = begin.elapsed();
+        if took > session.patience() && read_bytes < took.as_secs().max(1).saturating_mul(SLOWEST) {
+            let message = format!("the registry sends less than {} KiB a second", SLOWEST >> 10);
+            return Err(WhyUnknown::new(Reason::TimedOut, message));
+        }
         limit = account.spend(|spent| spent.compressed += length).err();
         // The reader has met a limit, or no archive.
         if limit.is_some() || sender.send(piece).await.is_err() {
