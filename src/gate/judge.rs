@@ -165,8 +165,8 @@ pub fn container(container: &Container, image: Result<&Image, &str>, rule: &Rule
         Finding { requirement: *requirement, answer, text: shortened(text) }
     };
     Judged {
-        container: container.name.clone(),
-        image: container.image.clone(),
+        container: shortened(container.name.clone()),
+        image: shortened(container.image.clone()),
         digest: image.ok().map(|image| image.digest.clone()),
         findings: rule.require.iter().map(find).collect(),
     }

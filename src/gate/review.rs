@@ -167,7 +167,8 @@ fn message(judged: &[Judged], answer: Answer) -> String {
         lines.push("it has no containers of its own".to_owned());
     }
     let mut mends: Vec<&str> = Vec::new();
-    for judged in judged.iter().filter(|judged| judged.answer() != Answer::Yes) {
+    let lacking = judged.iter().filter(|judged| judged.answer() != Answer::Yes);
+    for judged in lacking.clone().take(MOST_CONTAINERS) {
         let digest = judged.digest.as_ref().map_or(Cow::Borrowed("not read"), |digest| Cow::Borrowed(digest.as_str()));
         lines.push(format!("container {}, image {} ({digest}):", judged.container, judged.image));
         for finding in &judged.findings {
@@ -181,6 +182,10 @@ fn message(judged: &[Judged], answer: Answer) -> String {
                 mends.push(mend(finding.requirement));
             }
         }
+    }
+    let others = lacking.skip(MOST_CONTAINERS).count();
+    if others > 0 {
+        lines.push(format!("and {others} containers more"));
     }
     if !mends.is_empty() {
         lines.push(format!("to mend it: {}", mends.join("; ")));
@@ -301,5 +306,15 @@ mod tests {
         {
             assert!(message.contains(part), "{part} in {message}");
         }
+    }
+
+    #[test]
+    fn an_answer_has_an_end() {
+        let judged: Vec<Judged> = (0..1000).map(|_| judged(Answer::No)).collect();
+        let (_, refused) = outcome(Mode::Enforce, Unknown::Allow, Containers::All, &judged);
+        let message = refused.denied.unwrap();
+        assert!(message.len() < 10_000 && message.contains("and 984 containers more"), "{message}");
+        let (_, warned) = outcome(Mode::Warn, Unknown::Allow, Containers::All, &judged);
+        assert_eq!(warned.warnings.len(), MOST_CONTAINERS);
     }
 }
