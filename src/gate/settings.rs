@@ -23,7 +23,7 @@ pub struct Settings {
     pub gate_pull_secrets: bool,
 
     /// Bytes of what was found in images that are kept in memory
-    #[arg(long, env = "TENANCY_FIXER_GATE_CACHE_BYTES", value_name = "BYTES", default_value = "16777216")]
+    #[arg(long, env = "TENANCY_FIXER_GATE_CACHE_BYTES", value_name = "BYTES", default_value = "8388608")]
     pub gate_cache_bytes: u64,
 
     #[command(flatten)]

@@ -172,6 +172,50 @@ fn fifty_jobs_at_once_are_answered_in_time_and_in_little_memory() {
     }
 }
 
+/// Images that take as much of us as the limits let them: the largest windows, and more scripts than are kept.
+#[test]
+fn images_made_to_fill_memory_do_not() {
+    let folder = folder("greedy");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let at = registry.address;
+    let mut noise = vec![0; 12 << 20];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut noise).unwrap();
+    // A little less than what is kept, in files of the largest size that is.
+    let script = format!("x = '{}'\n", "y".repeat(511 << 10));
+    let scripts =
+        (0..7).fold(Layer::new(), |layer, number| layer.file(&format!("/app/a{number}.py"), script.as_bytes()));
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(23).unwrap();
+    std::io::Write::write_all(&mut encoder, &scripts.file("/data/noise", &noise).archive()).unwrap();
+    let content = encoder.finish().unwrap();
+    block_on(async {
+        for number in 0..24 {
+            let mut image = image(SILENT);
+            let padding = zstd::encode_all(&*vec![0; 512 * (number + 1)], 1).unwrap();
+            let greedy =
+                layer::Packed { packing: layer::Packing::Zstd, content: [&*content, &padding].concat().into() };
+            image.layers = vec![greedy];
+            registry.push("team/greedy", &format!("v{number}"), &image).await;
+        }
+    });
+    let server = gate(&certificate, &registry, &[], None);
+    std::thread::scope(|scope| {
+        for number in 0..24 {
+            let (target, object) = (server.target(), job("a", &format!("{at}/team/greedy:v{number}")));
+            scope.spawn(move || {
+                let mut body = wire::review(&object);
+                body["request"]["namespace"] = json!(format!("tenant-{}", number % 8));
+                assert_eq!(target.post("/job/validate?timeout=10s", body.to_string()).status(), 200);
+            });
+        }
+    });
+    let memory = peak_memory(&server);
+    eprintln!("24 greedy images: at most {memory} MiB");
+    // The overlay's limit.
+    assert!(memory < 128, "{memory} MiB");
+}
+
 /// A namespace whose jobs the gate looks at, by a webhook configuration of the test's own.
 struct Scene {
     name: String,

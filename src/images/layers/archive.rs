@@ -15,6 +15,8 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_SKIPPABLE: (&[u8], u8) = (&[0x2a, 0x4d, 0x18], 0x50);
 /// Binary logarithm of the most memory that a zstd stream may ask for; RFC 8878 wants decoders to have 8 MiB.
 const ZSTD_WINDOW: u32 = 23;
+/// Most bytes that are set aside for a text before any of it has come.
+const LARGEST_AT_ONCE: usize = 1 << 20;
 /// Bytes that are taken from the source at once.
 const BUFFER: usize = 32 << 10;
 
@@ -124,7 +126,8 @@ fn text(entry: &mut tar::Entry<'_, impl Read>, account: &Account) -> Result<Opti
     if entry.header().entry_type() == EntryType::GNUSparse {
         return Ok(None);
     }
-    let mut content = Vec::new();
+    // As large as it is, and no larger: a vector that grows takes up to twice of what is in it.
+    let mut content = Vec::with_capacity(usize::try_from(entry.size()).unwrap_or(usize::MAX).min(LARGEST_AT_ONCE));
     entry.read_to_end(&mut content).map_err(|error| account.trouble(&error))?;
     Ok(String::from_utf8(content).ok().filter(|text| !text.contains('\0')))
 }
