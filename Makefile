@@ -73,8 +73,9 @@ image: ## Build the image IMAGE (tenancy-fixer:VERSION)
 
 .PHONY: manifests
 manifests: ## Render webhooks/*.yaml from the table of endpoints
-	cargo run --locked --quiet -- manifests > target/mutating.yaml
-	mv target/mutating.yaml webhooks/mutating.yaml
+	for which in mutating validating; do \
+		cargo run --locked --quiet -- manifests $$which > target/$$which.yaml && mv target/$$which.yaml webhooks/$$which.yaml; \
+	done
 
 .PHONY: deploy
 deploy: ## Install IMAGE into the kubeconfig's cluster; MANIFESTS=k8s-resources/overlays/... for another certificate
@@ -83,5 +84,5 @@ deploy: ## Install IMAGE into the kubeconfig's cluster; MANIFESTS=k8s-resources/
 
 .PHONY: undeploy
 undeploy: ## Remove everything of it again, the webhooks first
-	kubectl delete mutatingwebhookconfiguration tenancy-fixer --ignore-not-found
+	kubectl delete mutatingwebhookconfiguration,validatingwebhookconfiguration tenancy-fixer --ignore-not-found
 	kubectl delete -k $(MANIFESTS) --ignore-not-found

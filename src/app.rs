@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::{IsTerminal as _, Read as _, Write};
+use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{fs, io};
@@ -20,22 +21,24 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
 use crate::admission::service::{Refusal, refused};
-use crate::admission::{Reviews, manifests};
+use crate::admission::{Configuration, Reviews, manifests};
 use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::own_pod::OwnPod;
+use crate::gate::{self, Gate, Mode};
 use crate::images::{self, Images};
 use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Limits, Port, Stage};
-use crate::{certs, mutate, offline, server, telemetry, tenancy, yaml};
+use crate::{certs, inspect, mutate, offline, server, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
 ///
 /// # Errors
 /// Whatever kept it from being done.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
+        Command::Gate(settings) => return inspect::run(&settings),
         Command::Serve(settings) => {
             telemetry::start(&settings.logs);
             let termination_log = settings.logs.termination_log.clone();
@@ -50,7 +53,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Check(settings) => check(&settings),
         Command::Mutate(settings) => print(&mutate_files(&settings)?),
         Command::Manifests(settings) => print(&rendered(&settings)?),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Serves until the process is told to end.
@@ -71,7 +75,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     registry.register("build", "What runs here", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
     let metrics = server::Metrics::register(&mut registry);
     let reviews = Reviews::new(&mut registry);
-    let admits = settings.has(Capability::Admission);
+    let admits = settings.has(Capability::Admission) || settings.has(Capability::Gate);
     let readiness = Readiness::of(if admits { &[SERVER, SURROUNDINGS, CERTIFICATE] } else { &[SERVER, SURROUNDINGS] });
     let certificates =
         if admits { Some(certificates(&settings, &mut registry, readiness.clone(), until(&end)).await?) } else { None };
@@ -162,7 +166,15 @@ async fn reviewer(
     } else {
         None
     };
-    Ok(Reviewer { settings: settings.in_cluster.mutation.clone(), namespaces, launcher, images, secrets })
+    let gate = if settings.has(Capability::Gate) { Some(gate(settings, registry).await?) } else { None };
+    Ok(Reviewer {
+        mutation: settings.has(Capability::Admission).then(|| settings.in_cluster.mutation.clone()),
+        namespaces,
+        launcher,
+        images,
+        secrets,
+        gate,
+    })
 }
 
 /// How long a replica waits for what it wants to know of the cluster before it answers without.
@@ -281,6 +293,34 @@ async fn client(context: Option<String>) -> anyhow::Result<kube::Client> {
 fn instance() -> String {
     let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
     format!("{}-{}", host.as_deref().unwrap_or("local"), std::process::id())
+}
+
+/// The gate, and where it is on, what it needs of a cluster.
+async fn gate(settings: &Serve, registry: &mut Registry) -> anyhow::Result<Gate> {
+    let registry = registry.sub_registry_with_prefix("gate");
+    let images = images::Lookup::of_layers(
+        &settings.in_cluster.images,
+        images::Limits::default(),
+        settings.gate.gate_cache_bytes,
+        None,
+        images::Metrics::register(registry),
+    )?;
+    let metrics = gate::Metrics::register(registry);
+    // An installation's own rows win.
+    let own = settings.in_cluster.mutation.workloads.iter();
+    let workloads = own.chain(WorkloadKind::known()).cloned().collect();
+    let gate = Gate::new(settings.gate.clone(), workloads, images, metrics);
+    if settings.gate.gate == Mode::Off {
+        return Ok(gate);
+    }
+    match client(settings.in_cluster.context.clone()).await {
+        Ok(client) => Ok(gate.in_cluster(client, &instance())),
+        Err(error) if settings.gate.gate_pull_secrets => Err(error.context("--gate-pull-secrets needs a cluster")),
+        Err(error) => {
+            warn!(error = format!("{error:#}"), "the gate tells nobody by Events");
+            Ok(gate)
+        }
+    }
 }
 
 fn admission_handler(
@@ -415,14 +455,21 @@ fn rendered(settings: &Manifests) -> anyhow::Result<String> {
         namespace: settings.namespace.clone(),
         kubeflow_namespace: settings.mutation.kubeflow_namespace.clone(),
     };
-    let workloads: Vec<WorkloadKind> =
-        WorkloadKind::known().iter().chain(&settings.mutation.workloads).cloned().collect();
-    let configuration =
-        serde_json::to_value(manifests::mutating(&target, &workloads)).context("writing the configuration")?;
+    let workloads = workloads(&settings.mutation);
+    let configuration = match settings.configuration {
+        Configuration::Mutating => serde_json::to_value(manifests::mutating(&target, &workloads)),
+        Configuration::Validating => serde_json::to_value(manifests::validating(&target, &workloads)),
+    };
+    let configuration = configuration.context("writing the configuration")?;
     Ok(format!(
         "# Rendered by `tenancy-fixer manifests` from the table in src/admission/endpoints.rs; not to be edited.\n{}",
         yaml::to_string(&configuration)?
     ))
+}
+
+/// The kinds of workloads that an installation knows; its own come first.
+fn workloads(settings: &mutate::Settings) -> Vec<WorkloadKind> {
+    WorkloadKind::known().iter().chain(&settings.workloads).cloned().collect()
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
+use crate::admission::Configuration;
+use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{certs, images, mutate, server, settings, telemetry, tenancy};
+use crate::{certs, gate, images, mutate, server, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -28,8 +30,10 @@ pub enum Command {
     Mutate(Mutate),
     /// Look at the current cluster: what it offers, its tenants, and what they lack
     Check(Box<Check>),
-    /// Render the webhook configuration, as in webhooks/mutating.yaml
+    /// Render a webhook configuration, as in webhooks/
     Manifests(Manifests),
+    /// Say whether an image or the jobs of a file log to MLflow; exit code 0: yes, 1: no, 2: nobody can tell
+    Gate(Box<Gate>),
 }
 
 /// Every command reads the same file; each takes from it what it knows.
@@ -75,6 +79,8 @@ pub enum Capability {
     Admission,
     /// The Istio objects of each profile's namespace.
     Tenancy,
+    /// The validating webhook for jobs that do not log to MLflow.
+    Gate,
 }
 
 /// `tenancy-fixer serve`
@@ -111,6 +117,10 @@ pub struct Serve {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub connections: server::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub gate: gate::Settings,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -164,6 +174,10 @@ pub struct Mutate {
 /// `tenancy-fixer manifests`
 #[derive(Args, Clone, Debug)]
 pub struct Manifests {
+    /// Which configuration
+    #[arg(value_name = "WHICH", default_value = "mutating")]
+    pub configuration: Configuration,
+
     /// Call this base URL in place of the Service, for a server outside the cluster
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
@@ -179,6 +193,42 @@ pub struct Manifests {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub mutation: mutate::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub config: ConfigFile,
+}
+
+/// `tenancy-fixer gate`
+#[derive(Args, Clone, Debug)]
+pub struct Gate {
+    /// Image as a pod names it, or one on this machine: oci:FOLDER, or the file that docker save has written
+    #[arg(value_name = "IMAGE", required_unless_present = "files")]
+    pub image: Option<String>,
+
+    /// File with jobs, YAML or JSON; - for standard input; may be repeated. With IMAGE, that one is looked at for all of them
+    #[arg(short, long = "filename", value_name = "FILE")]
+    pub files: Vec<String>,
+
+    /// File with logins to registries, as docker login writes it
+    #[arg(long, value_name = "FILE")]
+    pub docker_config: Option<PathBuf>,
+
+    /// Longest time to look at one job
+    #[arg(long, value_name = "SECONDS", default_value = "300")]
+    pub patience: u64,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub rule: gate::RuleSettings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub images: images::Settings,
+
+    /// One more job-like kind, as GROUP/VERSION/KIND/RESOURCE=PATH,...; may be repeated
+    #[arg(long = "workload", env = "TENANCY_FIXER_WORKLOADS", value_name = "KIND", value_delimiter = ' ')]
+    pub workloads: Vec<WorkloadKind>,
 
     #[command(flatten)]
     #[allow(missing_docs)]

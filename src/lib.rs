@@ -11,6 +11,8 @@
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
+//! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
+//! | [`inspect`] | the same from the command line |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
@@ -20,7 +22,7 @@
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
-//! A request goes `server` → [`admission::service`] → [`reviewer`] → [`mutate::decide`] and back. `admission`, `server`, `certs`,
+//! A request goes `server` → [`admission::service`] → [`reviewer`] → [`mutate::decide`] or [`gate::Gate::review`] and back. `admission`, `server`, `certs`,
 //! `cluster` and `images` know no capability, capabilities do not know one another, and a test holds these arrows
 //! (`tests/suite/arrows.rs`).
 
@@ -29,7 +31,9 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod gate;
 pub mod images;
+pub mod inspect;
 pub mod launch;
 pub mod mutate;
 pub mod offline;

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     match app::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("tenancy-fixer: {error:#}");
             ExitCode::FAILURE

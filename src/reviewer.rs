@@ -8,14 +8,15 @@ use tokio::time::timeout_at;
 
 use crate::admission::service::Decider;
 use crate::admission::{Endpoint, Outcome, Request, Wanted};
+use crate::gate::{Gate, Mode};
 use crate::images::{Credentials, Images, Reference, pull_secrets};
 use crate::mutate::{self, ImageCommand, ImageCommands, Surroundings};
 use crate::tenancy;
 
 /// The parts that a decision may ask.
 pub struct Reviewer {
-    /// Of mutation.
-    pub settings: mutate::Settings,
+    /// Of mutation; `None` where that is switched off.
+    pub mutation: Option<mutate::Settings>,
     /// What namespaces say of themselves.
     pub namespaces: Arc<tenancy::State>,
     /// The image that brings the launcher, where the settings do not name it and it is known by now.
@@ -24,12 +25,17 @@ pub struct Reviewer {
     pub images: Option<Images>,
     /// Whom to ask for pull secrets; `None` for nobody.
     pub secrets: Option<kube::Client>,
+    /// Judges jobs; `None` where that is switched off.
+    pub gate: Option<Gate>,
 }
+
+const OFF: &str = "this capability is switched off";
 
 impl Decider for Reviewer {
     type Looked = ImageCommands;
 
     fn decide(&self, endpoint: Endpoint, request: &Request<'_>, images: &ImageCommands) -> Outcome {
+        let Some(settings) = &self.mutation else { return Outcome::unchanged(OFF) };
         let known = self.namespaces.known(request.namespace);
         let surroundings = Surroundings {
             identity: known.identity,
@@ -39,7 +45,7 @@ impl Decider for Reviewer {
             launcher_image: self.launcher.get().map(String::as_str),
             images,
         };
-        mutate::decide(endpoint, request, &surroundings, &self.settings)
+        mutate::decide(endpoint, request, &surroundings, settings)
     }
 
     async fn look(&self, namespace: &str, wanted: Wanted, until: Instant) -> ImageCommands {
@@ -47,6 +53,16 @@ impl Decider for Reviewer {
         let credentials = self.credentials(namespace, &wanted.pull_secrets, until).await;
         let commands = join_all(wanted.images.iter().map(|image| command(images, image, &credentials, until))).await;
         wanted.images.into_iter().zip(commands).collect()
+    }
+
+    async fn judge(&self, endpoint: Endpoint, request: &Request<'_>, until: Instant) -> Outcome {
+        let mode = match endpoint {
+            Endpoint::JobValidate => Mode::Enforce,
+            Endpoint::JobValidateWarn => Mode::Warn,
+            _ => Mode::Off,
+        };
+        let Some(gate) = &self.gate else { return Outcome::unchanged(OFF) };
+        gate.review(mode, request, until.saturating_duration_since(Instant::now())).await
     }
 }
 

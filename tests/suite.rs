@@ -27,6 +27,12 @@ mod entrypoints;
 mod envoy;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
+#[path = "suite/gate.rs"]
+mod gate;
+#[path = "suite/gate_command.rs"]
+mod gate_command;
+#[path = "suite/gate_server.rs"]
+mod gate_server;
 #[path = "suite/images.rs"]
 mod images;
 #[path = "suite/job_end.rs"]
@@ -39,6 +45,8 @@ mod later_webhook;
 mod launcher;
 #[path = "suite/launcher_script.rs"]
 mod launcher_script;
+#[path = "suite/layer.rs"]
+mod layer;
 #[path = "suite/load.rs"]
 mod load;
 #[path = "suite/manifests.rs"]

@@ -45,6 +45,10 @@ impl Decider for Alone {
     }
 
     async fn look(&self, _: &str, _: Wanted, _: Instant) {}
+
+    async fn judge(&self, _: Endpoint, _: &admission::Request<'_>, _: Instant) -> Outcome {
+        Outcome::unchanged("nobody judges here")
+    }
 }
 
 /// Status and body of the answer.

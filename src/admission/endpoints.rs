@@ -20,6 +20,11 @@ pub enum Endpoint {
     NotebookMutate,
     /// Katib's Experiments, for whose they are.
     ExperimentMutate,
+    /// Jobs of every kind, where the gate is enforced.
+    JobValidate,
+    /// The same where it warns. The namespace's label decides which of the two the API server calls, so that we need not know
+    /// it, and never know it too late.
+    JobValidateWarn,
 }
 
 /// What the API server does with an object when we do not answer.
@@ -27,6 +32,15 @@ pub enum Endpoint {
 pub enum FailurePolicy {
     /// It goes on without us.
     Ignore,
+}
+
+/// Which of the two webhook configurations an endpoint is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Configuration {
+    /// Those that change objects.
+    Mutating,
+    /// Those that refuse objects.
+    Validating,
 }
 
 /// Objects that a webhook is called for.
@@ -40,6 +54,15 @@ pub struct Rule {
     pub resources: Vec<String>,
 }
 
+/// Which namespaces a webhook is called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespaces {
+    /// Those of profiles that have not opted out.
+    Tenants,
+    /// Those whose label has that value.
+    Labelled(&'static str, &'static str),
+}
+
 /// A condition in CEL, evaluated by the API server before it calls us (Kubernetes 1.30, KEP-3716).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatchCondition {
@@ -51,14 +74,35 @@ pub struct MatchCondition {
 
 impl Endpoint {
     /// All of them, in the order of the manifests.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::PodMutate,
         Self::JobMutate,
         Self::TrialMutate,
         Self::WorkloadMutate,
         Self::NotebookMutate,
         Self::ExperimentMutate,
+        Self::JobValidate,
+        Self::JobValidateWarn,
     ];
+
+    /// Those of one configuration.
+    pub fn of(configuration: Configuration) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |endpoint| endpoint.configuration() == configuration)
+    }
+
+    /// The configuration that it is in.
+    #[must_use]
+    pub const fn configuration(self) -> Configuration {
+        match self {
+            Self::PodMutate
+            | Self::JobMutate
+            | Self::TrialMutate
+            | Self::WorkloadMutate
+            | Self::NotebookMutate
+            | Self::ExperimentMutate => Configuration::Mutating,
+            Self::JobValidate | Self::JobValidateWarn => Configuration::Validating,
+        }
+    }
 
     /// The path, as the predecessor had it where it had one.
     #[must_use]
@@ -70,6 +114,8 @@ impl Endpoint {
             Self::WorkloadMutate => "/workload/mutate",
             Self::NotebookMutate => "/notebook/mutate",
             Self::ExperimentMutate => "/experiment/mutate",
+            Self::JobValidate => "/job/validate",
+            Self::JobValidateWarn => "/job/validate/warn",
         }
     }
 
@@ -89,11 +135,15 @@ impl Endpoint {
             Self::WorkloadMutate => "workload",
             Self::NotebookMutate => "notebook",
             Self::ExperimentMutate => "experiment",
+            Self::JobValidate => "gate",
+            Self::JobValidateWarn => "gate-warn",
         }
     }
 
     /// A mutating endpoint fails open: a notebook without its label starts and lacks Pipelines; one that is refused does
     /// not start at all. (Kubernetes, admission webhook good practices, "fail open and validate the final state".)
+    /// The gate does so too, as long as nobody says otherwise (`k8s-resources/overlays/gate-fail-closed`): it keeps nobody from
+    /// harm, and no work is to stop because we do.
     #[must_use]
     pub const fn failure_policy(self) -> FailurePolicy {
         match self {
@@ -102,15 +152,35 @@ impl Endpoint {
             | Self::TrialMutate
             | Self::WorkloadMutate
             | Self::NotebookMutate
-            | Self::ExperimentMutate => FailurePolicy::Ignore,
+            | Self::ExperimentMutate
+            | Self::JobValidate
+            | Self::JobValidateWarn => FailurePolicy::Ignore,
+        }
+    }
+
+    /// Where it is called.
+    #[must_use]
+    pub const fn namespaces(self) -> Namespaces {
+        match self {
+            Self::PodMutate
+            | Self::JobMutate
+            | Self::TrialMutate
+            | Self::WorkloadMutate
+            | Self::NotebookMutate
+            | Self::ExperimentMutate => Namespaces::Tenants,
+            Self::JobValidate => Namespaces::Labelled(names::GATE_LABEL, "enforce"),
+            Self::JobValidateWarn => Namespaces::Labelled(names::GATE_LABEL, "warn"),
         }
     }
 
     /// How long the API server waits. We answer within a millisecond; all webhooks of a request share 30 seconds
-    /// (kubernetes/kubernetes#128162), so that a lost connection must not use up more than its part.
+    /// (kubernetes/kubernetes#128162), so that a lost connection must not use up more than its part. The gate looks at images.
     #[must_use]
-    pub const fn timeout_seconds(self) -> i32 {
-        3
+    pub const fn timeout_seconds(self) -> u8 {
+        match self.configuration() {
+            Configuration::Mutating => 3,
+            Configuration::Validating => 10,
+        }
     }
 
     /// The operations that it is called for. Of updates only those that may add the tenant label or name another creator,
@@ -123,7 +193,9 @@ impl Endpoint {
             | Self::TrialMutate
             | Self::WorkloadMutate
             | Self::NotebookMutate
-            | Self::ExperimentMutate => &["CREATE", "UPDATE"],
+            | Self::ExperimentMutate
+            | Self::JobValidate
+            | Self::JobValidateWarn => &["CREATE", "UPDATE"],
         }
     }
 
@@ -142,6 +214,11 @@ impl Endpoint {
             Self::ExperimentMutate => rule(names::KUBEFLOW_GROUP, &["v1beta1", "v1alpha3"], &["experiments"]),
             Self::NotebookMutate => rule(names::KUBEFLOW_GROUP, &["v1", "v1beta1", "v1alpha1"], &["notebooks"]),
             Self::WorkloadMutate => workload_rules(workloads),
+            Self::JobValidate | Self::JobValidateWarn => {
+                let mut rules = rule("batch", &["v1"], &["jobs", "cronjobs"]);
+                rules.extend(workload_rules(workloads));
+                rules
+            }
         }
     }
 
@@ -202,6 +279,11 @@ impl Endpoint {
                 let neither = format!("!({}) && !({})", is(new), is(old));
                 vec![update_only_if("names-creator", &format!("!(({same}) || ({neither}))"))]
             }
+            // Labels, finalizers and the like change nothing of what runs.
+            Self::JobValidate | Self::JobValidateWarn => vec![MatchCondition {
+                name: "new-or-changed",
+                expression: "request.operation == 'CREATE' || object.spec != oldObject.spec".to_owned(),
+            }],
         }
     }
 }

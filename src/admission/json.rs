@@ -97,6 +97,18 @@ impl<'d> Node<'d> {
         names.iter().try_fold(self, |node, name| node.get(name))
     }
 
+    /// Every place below that those steps lead to; `*` is every member or item.
+    pub fn all_at(self, steps: &[String]) -> Vec<Self> {
+        let Some((first, rest)) = steps.split_first() else { return vec![self] };
+        match first.as_str() {
+            "*" => {
+                let members = self.entries().map(|(_, member)| member).chain(self.items());
+                members.flat_map(|member| member.all_at(rest)).collect()
+            }
+            name => self.get(name).map_or_else(Vec::new, |member| member.all_at(rest)),
+        }
+    }
+
     /// The members of an object; nothing where this is none.
     pub fn entries(self) -> impl Iterator<Item = (&'d str, Node<'d>)> {
         let (first, end) = match self.token() {

@@ -3,11 +3,11 @@
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
     MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference,
-    WebhookClientConfig,
+    ValidatingWebhook, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 
-use super::endpoints::{Endpoint, FailurePolicy};
+use super::endpoints::{Configuration, Endpoint, FailurePolicy, Namespaces};
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::names;
 
@@ -33,16 +33,57 @@ pub struct Target {
 #[must_use]
 pub fn mutating(target: &Target, workloads: &[WorkloadKind]) -> MutatingWebhookConfiguration {
     MutatingWebhookConfiguration {
-        metadata: ObjectMeta {
-            name: Some(names::PROJECT.to_owned()),
-            labels: Some(
-                [("app.kubernetes.io/name", names::PROJECT), ("app.kubernetes.io/component", "admission")]
-                    .map(owned)
-                    .into(),
-            ),
-            ..ObjectMeta::default()
-        },
-        webhooks: Some(Endpoint::ALL.into_iter().map(|endpoint| webhook(endpoint, target, workloads)).collect()),
+        metadata: metadata(),
+        webhooks: Some(
+            Endpoint::of(Configuration::Mutating).map(|endpoint| webhook(endpoint, target, workloads)).collect(),
+        ),
+    }
+}
+
+/// The configuration of all validating endpoints. The API server calls these all at once, when no object changes any more.
+#[must_use]
+pub fn validating(target: &Target, workloads: &[WorkloadKind]) -> ValidatingWebhookConfiguration {
+    let as_validating = |endpoint| {
+        let MutatingWebhook {
+            name,
+            admission_review_versions,
+            client_config,
+            failure_policy,
+            match_conditions,
+            match_policy,
+            namespace_selector,
+            object_selector,
+            rules,
+            timeout_seconds,
+            ..
+        } = webhook(endpoint, target, workloads);
+        ValidatingWebhook {
+            name,
+            admission_review_versions,
+            client_config,
+            failure_policy,
+            match_conditions,
+            match_policy,
+            namespace_selector,
+            object_selector,
+            rules,
+            // An Event tells of a refusal.
+            side_effects: "NoneOnDryRun".to_owned(),
+            timeout_seconds,
+        }
+    };
+    ValidatingWebhookConfiguration {
+        metadata: metadata(),
+        webhooks: Some(Endpoint::of(Configuration::Validating).map(as_validating).collect()),
+    }
+}
+
+fn metadata() -> ObjectMeta {
+    let labels = [("app.kubernetes.io/name", names::PROJECT), ("app.kubernetes.io/component", "admission")];
+    ObjectMeta {
+        name: Some(names::PROJECT.to_owned()),
+        labels: Some(labels.map(owned).into()),
+        ..ObjectMeta::default()
     }
 }
 
@@ -59,13 +100,13 @@ fn webhook(endpoint: Endpoint, target: &Target, workloads: &[WorkloadKind]) -> M
         failure_policy: Some("Ignore".to_owned()),
         match_conditions: (!conditions.is_empty()).then_some(conditions),
         match_policy: Some("Equivalent".to_owned()),
-        namespace_selector: Some(tenants(target)),
+        namespace_selector: Some(namespaces(endpoint, target)),
         object_selector: (!endpoint.sees_opted_out()).then(not_opted_out),
         reinvocation_policy: Some("IfNeeded".to_owned()),
         rules: Some(rules(endpoint, workloads)),
         // True: the decision is a function of the object.
         side_effects: "None".to_owned(),
-        timeout_seconds: Some(endpoint.timeout_seconds()),
+        timeout_seconds: Some(endpoint.timeout_seconds().into()),
     }
 }
 
@@ -83,8 +124,8 @@ fn client_config(endpoint: Endpoint, target: &Target) -> WebhookClientConfig {
     }
 }
 
-/// Namespaces of profiles that have not opted out; never our own, nor the cluster's.
-fn tenants(target: &Target) -> LabelSelector {
+/// Never our own, nor the cluster's.
+fn namespaces(endpoint: Endpoint, target: &Target) -> LabelSelector {
     let others = [
         "kube-system",
         "kube-public",
@@ -92,12 +133,15 @@ fn tenants(target: &Target) -> LabelSelector {
         target.kubeflow_namespace.as_str(),
         target.namespace.as_str(),
     ];
-    LabelSelector {
-        match_labels: Some([owned(names::PROFILE_NAMESPACE_LABEL)].into()),
-        match_expressions: Some(vec![
-            not_in("kubernetes.io/metadata.name", &others),
-            not_in(names::TENANT_LABEL, &["false"]),
-        ]),
+    let (label, others) = (endpoint.namespaces(), not_in("kubernetes.io/metadata.name", &others));
+    match label {
+        Namespaces::Tenants => LabelSelector {
+            match_labels: Some([owned(names::PROFILE_NAMESPACE_LABEL)].into()),
+            match_expressions: Some(vec![others, not_in(names::TENANT_LABEL, &["false"])]),
+        },
+        Namespaces::Labelled(key, value) => {
+            LabelSelector { match_labels: Some([owned((key, value))].into()), match_expressions: Some(vec![others]) }
+        }
     }
 }
 

@@ -10,6 +10,6 @@ pub mod patch;
 pub mod review;
 pub mod service;
 
-pub use endpoints::Endpoint;
+pub use endpoints::{Configuration, Endpoint};
 pub use review::{Outcome, Request, Wanted};
 pub use service::Reviews;

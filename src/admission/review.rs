@@ -40,7 +40,7 @@ pub struct Request<'d> {
     pub dry_run: bool,
     /// The object as it is to be stored; absent on `DELETE`.
     pub object: Option<Node<'d>>,
-    /// The object as it is stored; absent on `CREATE`.
+    /// The object as it is stored, on `UPDATE` and `DELETE`.
     pub old_object: Option<Node<'d>>,
 }
 
@@ -97,7 +97,7 @@ impl<'d> Request<'d> {
     }
 }
 
-/// What is to become of an object. A mutating endpoint never refuses one.
+/// What is to become of an object. Only the gate refuses one.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// The change; empty for none.
@@ -108,6 +108,8 @@ pub struct Outcome {
     pub warnings: Vec<String>,
     /// What would let more be done if it were known.
     pub wanted: Wanted,
+    /// The object is refused, and its author is told this.
+    pub denied: Option<String>,
 }
 
 /// What an outcome wants to know of the object's surroundings before it is the last word.
@@ -134,7 +136,11 @@ impl Outcome {
     /// One word for the log and the metrics.
     #[must_use]
     pub fn decision(&self) -> &'static str {
-        if self.patch.is_empty() { "unchanged" } else { "patched" }
+        match self {
+            Self { denied: Some(_), .. } => "denied",
+            _ if self.patch.is_empty() => "unchanged",
+            _ => "patched",
+        }
     }
 
     /// The AdmissionReview that answers the request of that uid.
@@ -148,7 +154,8 @@ impl Outcome {
             kind: KIND,
             response: Response {
                 uid,
-                allowed: true,
+                allowed: self.denied.is_none(),
+                status: self.denied.as_deref().map(|message| Status { code: 403, reason: "Forbidden", message }),
                 patch_type: patch.as_ref().map(|_| "JSONPatch"),
                 patch,
                 warnings: self.warnings.iter().map(|warning| shortened(warning)).collect(),
@@ -171,11 +178,20 @@ struct Response<'a> {
     uid: &'a str,
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<Cow<'a, str>>,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    code: u16,
+    reason: &'static str,
+    message: &'a str,
 }
 
 fn shortened(warning: &str) -> Cow<'_, str> {

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::json::Document;
 use super::metrics::Metrics;
-use super::{Endpoint, Outcome, Request, Wanted};
+use super::{Configuration, Endpoint, Outcome, Request, Wanted};
 
 /// An object may have 3 MiB in the API server, and an UPDATE carries it twice (controller-runtime#2598).
 const LARGEST_BODY: usize = 7 * 1024 * 1024;
@@ -43,6 +43,14 @@ pub trait Decider: Sync {
     /// Asks for what an outcome wants to know, but not for longer than `until`; what is not known by then is known to be
     /// unknown. `namespace` is the request's.
     fn look(&self, namespace: &str, wanted: Wanted, until: StdInstant) -> impl Future<Output = Self::Looked> + Send;
+
+    /// Judges an object that is not to be changed, by `until`; its endpoint is one of the validating configuration.
+    fn judge(
+        &self,
+        endpoint: Endpoint,
+        request: &Request<'_>,
+        until: StdInstant,
+    ) -> impl Future<Output = Outcome> + Send;
 }
 
 /// What comes of reading a review and deciding on it.
@@ -125,6 +133,9 @@ impl Reviews {
         if body.is_empty() {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "the body is empty, expected an AdmissionReview"));
         }
+        if endpoint.configuration() == Configuration::Validating {
+            return self.judged(endpoint, &body, decider, waits_until, started).await;
+        }
         let first = self.in_turn(&body, waits_until, || pass(endpoint, &body, decider, None, started)).await?;
         let (namespace, wanted) = match first {
             Pass::Answer(answer, decision) => return Ok((answer, decision)),
@@ -136,6 +147,25 @@ impl Reviews {
             Pass::Answer(answer, decision) => Ok((answer, decision)),
             Pass::Look(..) => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "asked for the same thing twice")),
         }
+    }
+
+    /// A judgement is made of an object that is kept meanwhile.
+    async fn judged(
+        &self,
+        endpoint: Endpoint,
+        body: &[u8],
+        decider: &impl Decider,
+        waits_until: Instant,
+        started: Instant,
+    ) -> Result<(Vec<u8>, &'static str), Refusal> {
+        let document = self.in_turn(body, waits_until, || document(body)).await?;
+        let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
+        // The rest is for the way.
+        let patience = Duration::from_secs(endpoint.timeout_seconds().into()) * 4 / 5;
+        let outcome = decider.judge(endpoint, &request, (started + patience).min(waits_until).into_std()).await;
+        let answer = outcome.answer(request.uid).map_err(unwritable)?;
+        log(endpoint, &request, &outcome, started);
+        Ok((answer, outcome.decision()))
     }
 
     /// Does what takes memory, large bodies one after another, and nothing for a caller that no longer waits.
@@ -189,6 +219,16 @@ fn wait(uri: &Uri) -> Option<Duration> {
     Duration::try_from(timeout).ok().map(|timeout| timeout.min(LONGEST_WAIT))
 }
 
+fn document(body: &[u8]) -> Result<Document<'_>, Refusal> {
+    let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
+    serde_json::from_slice(body).map_err(not_json)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "passed to map_err")]
+fn unwritable(error: serde_json::Error) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
 /// The review itself, bytes in and bytes out; what was `looked` for is there the second time.
 fn pass<D: Decider>(
     endpoint: Endpoint,
@@ -197,15 +237,13 @@ fn pass<D: Decider>(
     looked: Option<&D::Looked>,
     started: Instant,
 ) -> Result<Pass, Refusal> {
-    let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
-    let document: Document<'_> = serde_json::from_slice(body).map_err(not_json)?;
+    let document = document(body)?;
     let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
     let nothing = D::Looked::default();
     let mut outcome = decider.decide(endpoint, &request, looked.unwrap_or(&nothing));
     if looked.is_none() && !outcome.wanted.images.is_empty() {
         return Ok(Pass::Look(request.namespace.to_owned(), std::mem::take(&mut outcome.wanted)));
     }
-    let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let answer = outcome.answer(request.uid).map_err(unwritable)?;
     log(endpoint, &request, &outcome, started);
     Ok(Pass::Answer(answer, outcome.decision()))

@@ -20,6 +20,8 @@ pub const TENANT_LABEL: &str = "kubeflow-extension";
 /// Its value on what is ours in a namespace that is for its owner only, and was not made by the owner: nothing that
 /// grants the owner's identity selects it.
 pub const WITHHELD: &str = "withheld";
+/// Label of a namespace whose jobs the gate looks at: `enforce` or `warn`.
+pub const GATE_LABEL: &str = "kubeflow-extension/gate";
 /// Prefix of our own annotations, and manager of what we add to lists that are keyed by manager.
 pub const MANAGER: &str = "kubeflow-extension/tenancy-fixer";
 

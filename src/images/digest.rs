@@ -29,6 +29,13 @@ impl Digest {
         })
     }
 
+    /// For content that comes in pieces.
+    pub(super) fn verifier(&self) -> Option<Verifier> {
+        let (name, expected) = self.0.split_once(':')?;
+        let (_, _, algorithm) = ALGORITHMS.iter().find(|(known, ..)| *known == name)?;
+        Some(Verifier { context: digest::Context::new(algorithm), expected: expected.to_owned() })
+    }
+
     /// `ALGORITHM:HEX`.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -36,9 +43,30 @@ impl Digest {
     }
 }
 
+/// Compares content with its digest piece by piece.
+pub(super) struct Verifier {
+    context: digest::Context,
+    expected: String,
+}
+
+impl Verifier {
+    pub(super) fn update(&mut self, piece: &[u8]) {
+        self.context.update(piece);
+    }
+
+    /// Whether that was all of it.
+    pub(super) fn matches(self) -> bool {
+        written(self.context.finish().as_ref()) == self.expected
+    }
+}
+
 fn hexadecimal(algorithm: &'static Algorithm, content: &[u8]) -> String {
+    written(digest::digest(algorithm, content).as_ref())
+}
+
+fn written(bytes: &[u8]) -> String {
     use fmt::Write as _;
-    digest::digest(algorithm, content).as_ref().iter().fold(String::new(), |mut text, byte| {
+    bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a String does not fail.
         let _ = write!(text, "{byte:02x}");
         text

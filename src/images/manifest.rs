@@ -97,14 +97,38 @@ impl fmt::Display for Platform {
     }
 }
 
-/// One step of the way from a name to a configuration. The layers of a manifest are to be read here too, when somebody asks
-/// for files.
+/// One step of the way from a name to an image.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Go on with that manifest.
     Manifest(Digest),
-    /// Go on with that configuration.
-    Config(Digest),
+    /// Here it is: its configuration, and its layers from the lowest to the highest.
+    Image { config: Digest, layers: Vec<Layer> },
+}
+
+/// An archive of files, put over the ones below it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Layer {
+    media_type: String,
+    pub(super) digest: Digest,
+    /// In bytes, as the manifest has it.
+    #[serde(default)]
+    pub(super) size: u64,
+}
+
+impl Layer {
+    /// Whether it is an archive of files that is kept where the image is. Which compression it has is seen from its bytes.
+    pub(super) fn is_readable(&self) -> bool {
+        let kinds = ["application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.image.rootfs.diff.tar"];
+        let ends = ["", "+gzip", "+zstd", ".gzip", ".zstd"];
+        kinds.iter().any(|kind| self.media_type.strip_prefix(kind).is_some_and(|end| ends.contains(&end)))
+    }
+
+    /// Its kind, for a message.
+    pub(super) fn kind(&self) -> &str {
+        shortened(&self.media_type)
+    }
 }
 
 #[derive(Deserialize)]
@@ -114,6 +138,7 @@ struct Document {
     media_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
     config: Option<Descriptor>,
+    layers: Option<Vec<Layer>>,
 }
 
 #[derive(Deserialize)]
@@ -142,7 +167,7 @@ pub(super) fn step(content: &[u8], content_type: &str, wanted: &Platform) -> Res
         (Some(manifests), None) if INDEXES.contains(&media_type) => choose(manifests, wanted).map(Step::Manifest),
         (None, Some(config)) if MANIFESTS.contains(&media_type) => {
             if CONFIGS.contains(&config.media_type.as_str()) {
-                Ok(Step::Config(config.digest))
+                Ok(Step::Image { config: config.digest, layers: document.layers.unwrap_or_default() })
             } else {
                 Err(not_an_image(format!("it is not a container image but {:?}", shortened(&config.media_type))))
             }
@@ -244,19 +269,33 @@ mod tests {
     #[test]
     fn a_manifest_leads_to_its_configuration() {
         let manifest = |media_type: &str, config: &str| json!({"schemaVersion": 2, "mediaType": media_type, "layers": [], "config": {"mediaType": config, "size": 1, "digest": digest("c").as_str()}});
+        let found = || Ok(Step::Image { config: digest("c"), layers: Vec::new() });
         for kind in [0, 1] {
-            assert_eq!(
-                read(&manifest(MANIFESTS[kind], CONFIGS[kind]), "", "linux/amd64"),
-                Ok(Step::Config(digest("c")))
-            );
+            assert_eq!(read(&manifest(MANIFESTS[kind], CONFIGS[kind]), "", "linux/amd64"), found());
         }
         let mut untyped = manifest("", CONFIGS[0]);
         untyped.as_object_mut().unwrap().remove("mediaType");
         let by_header = format!("{}; charset=utf-8", MANIFESTS[0]);
-        assert_eq!(read(&untyped, &by_header, "linux/amd64"), Ok(Step::Config(digest("c"))));
+        assert_eq!(read(&untyped, &by_header, "linux/amd64"), found());
         assert_eq!(read(&untyped, "text/html", "linux/amd64"), Err(Reason::NotAnImage));
         for other in ["application/vnd.cncf.helm.config.v1+json", "application/vnd.oci.empty.v1+json"] {
             assert_eq!(read(&manifest(MANIFESTS[0], other), "", "linux/amd64"), Err(Reason::NotAnImage), "{other}");
+        }
+    }
+
+    #[test]
+    fn layers_are_archives_of_files() {
+        for (media_type, is_readable) in [
+            ("application/vnd.oci.image.layer.v1.tar", true),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", true),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", true),
+            ("application/vnd.docker.image.rootfs.diff.tar.gzip", true),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", false),
+            ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", false),
+            ("application/vnd.oci.image.layer.v1.tar+encrypted", false),
+        ] {
+            let layer = Layer { media_type: media_type.to_owned(), digest: digest("l"), size: 1 };
+            assert_eq!(layer.is_readable(), is_readable, "{media_type}");
         }
     }
 

@@ -35,7 +35,7 @@ impl Metrics {
         let image = registry.sub_registry_with_prefix("image");
         image.register(
             "lookups",
-            "Questions about an image's configuration, by their result and whether it was known before",
+            "Questions about images, by their result and whether it was known before",
             metrics.lookups.clone(),
         );
         image.register("lookup_duration_seconds", "Time that whoever asked had to wait", metrics.duration.clone());

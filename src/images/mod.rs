@@ -1,7 +1,7 @@
-//! Facts about an image, asked of its registry: how it is to be run. Nothing is run, and nothing is written.
+//! Facts about an image, asked of its registry: how it is to be run, and what is in it. Nothing is run, and nothing is written.
 //!
 //! `reference`, `digest`, `secrets`, `challenge`, `manifest` read what people and registries write, `address` says where we may
-//! go; these are pure. `connector` and `registry` are the edge, `turns` shares it out among tenants, `lookup` remembers.
+//! go; these are pure. `connector` and `registry` are the edge, `layers` reads files, `turns` shares that out among tenants, `lookup` remembers.
 //!
 //! Names of images are tenants' choice, and so are the registries behind them: an answer is believed as far as its digest,
 //! limited in size, time and redirects, and never led from to where the settings do not let us go.
@@ -10,6 +10,7 @@ mod address;
 mod challenge;
 mod connector;
 mod digest;
+mod layers;
 mod lookup;
 mod manifest;
 mod metrics;
@@ -23,7 +24,8 @@ mod why;
 
 pub use address::{Network, RegistryPattern};
 pub use digest::Digest;
-pub use lookup::Images;
+pub use layers::{Contents, File, Files, Limits, Local, Progress, Want, Watcher, absolute, local};
+pub use lookup::{Fact, Images, Lookup};
 pub use manifest::{ImageConfig, Platform};
 pub use metrics::Metrics;
 pub use reference::{Reference, Target};

@@ -3,12 +3,13 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT, WWW_AUTHENTICATE,
 };
@@ -22,12 +23,13 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 use super::address::{Network, RegistryPattern, is_public};
 use super::challenge::Challenge;
 use super::connector::{Connector, Forbidden};
-use super::manifest::{self, ImageConfig, Platform, Step};
+use super::manifest::{self, ImageConfig, Layer, Platform, Step};
 use super::secrets::Login;
 use super::why::{Reason, WhyUnknown};
 use super::{Digest, Metrics, Reference, Settings};
@@ -44,7 +46,7 @@ const DEEPEST_INDEX: usize = 3;
 const LARGEST_HEAD: usize = 32 << 10;
 /// Connections that are kept for the next request to the same host, and for how long.
 const IDLE_CONNECTIONS: usize = 2;
-const IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 const DIGEST_HEADER: &str = "docker-content-digest";
 const US: &str = concat!("tenancy-fixer/", env!("CARGO_PKG_VERSION"));
@@ -63,6 +65,8 @@ pub(super) struct Registries {
     insecure: Vec<String>,
     platform: Platform,
     requests: Semaphore,
+    /// How long nothing may come of something that is on its way.
+    patience: Duration,
     metrics: Metrics,
 }
 
@@ -81,8 +85,6 @@ struct Question<'a> {
     uri: Uri,
     accept: Option<&'static str>,
     authorization: Option<&'a HeaderValue>,
-    /// Largest body, in bytes.
-    limit: usize,
     /// Whether somebody in the public internet wants us to ask.
     named_in_public: bool,
 }
@@ -91,10 +93,49 @@ struct Answer {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
-    /// Whether somebody else gave it than was asked.
+    /// Whether that comes from the public internet.
+    from_public: bool,
+}
+
+/// An answer whose body is still to come.
+pub(super) struct Opened<'a> {
+    registries: &'a Registries,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Incoming,
+    uri: Uri,
+    /// Whether somebody else gives it than was asked.
     from_elsewhere: bool,
     /// Whether that one is in the public internet.
     from_public: bool,
+    _permit: Option<SemaphorePermit<'a>>,
+}
+
+impl Opened<'_> {
+    /// Reads a body of at most so many bytes.
+    async fn whole(self, limit: usize) -> Result<Answer, WhyUnknown> {
+        let Self { registries, status, headers, body, uri, from_public, .. } = self;
+        let body = Limited::new(body, limit).collect().await.map_err(|error| broken_off(&uri, &*error, limit))?;
+        let body = body.to_bytes();
+        registries.metrics.read(body.len());
+        Ok(Answer { status, headers, body, from_public })
+    }
+
+    /// The next piece of the body; `None` behind the last one. Who keeps silent for too long is given up.
+    pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, WhyUnknown> {
+        loop {
+            let patience = self.registries.patience;
+            let frame = timeout(patience, self.body.frame()).await.map_err(|_| {
+                let message = format!("{} sent nothing for {patience:?}", host(&self.uri));
+                WhyUnknown::new(Reason::TimedOut, message)
+            })?;
+            let Some(frame) = frame else { return Ok(None) };
+            if let Ok(piece) = frame.map_err(|error| trouble(&self.uri, &error))?.into_data() {
+                self.registries.metrics.read(piece.len());
+                return Ok(Some(piece));
+            }
+        }
+    }
 }
 
 impl Registries {
@@ -116,6 +157,7 @@ impl Registries {
             insecure: settings.insecure_registries.clone(),
             platform: settings.image_platform.clone(),
             requests: Semaphore::new(settings.image_concurrency.into()),
+            patience: settings.image_timeout,
             metrics,
         })
     }
@@ -141,13 +183,13 @@ impl Registries {
     /// Asks, and follows where the answer leads. Whatever shows who we are goes to the first host only. Nobody in the public
     /// internet leads us to what the settings allow beside it: a tenant's own registry could have us fetch any path of
     /// the cluster's services.
-    async fn fetch(&self, question: Question<'_>) -> Result<Answer, WhyUnknown> {
-        let Question { method, mut uri, accept, mut authorization, limit, mut named_in_public } = question;
+    async fn open(&self, question: Question<'_>) -> Result<Opened<'_>, WhyUnknown> {
+        let Question { method, mut uri, accept, mut authorization, mut named_in_public } = question;
         let mut from_elsewhere = false;
         for _ in 0..=MOST_REDIRECTS {
             self.check_hop(&uri)?;
             // The semaphore is never closed.
-            let _permit = self.requests.acquire().await;
+            let permit = self.requests.acquire().await.ok();
             self.metrics.requested();
             let mut request = Request::builder().method(&method).uri(&uri).header(USER_AGENT, US);
             request = accept.into_iter().fold(request, |request, accept| request.header(ACCEPT, accept));
@@ -169,10 +211,16 @@ impl Registries {
                 uri = next;
                 continue;
             }
-            let body = Limited::new(body, limit).collect().await.map_err(|error| broken_off(&uri, &*error, limit))?;
-            let body = body.to_bytes();
-            self.metrics.read(body.len());
-            return Ok(Answer { status: head.status, headers: head.headers, body, from_elsewhere, from_public });
+            return Ok(Opened {
+                registries: self,
+                status: head.status,
+                headers: head.headers,
+                body,
+                uri,
+                from_elsewhere,
+                from_public,
+                _permit: permit,
+            });
         }
         Err(bad_answer(&uri, "is the last of too many redirects"))
     }
@@ -197,7 +245,7 @@ impl Registries {
     }
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
     /// What a tag means just now.
     pub(super) async fn digest(&mut self, tag: &str) -> Result<Digest, WhyUnknown> {
         let path = format!("manifests/{tag}");
@@ -215,8 +263,8 @@ impl Session<'_> {
         }
     }
 
-    /// The configuration of the image that a digest means.
-    pub(super) async fn config(&mut self, digest: &Digest) -> Result<ImageConfig, WhyUnknown> {
+    /// The image that a digest means: its configuration, and its layers from the lowest to the highest.
+    pub(super) async fn image(&mut self, digest: &Digest) -> Result<(ImageConfig, Vec<Layer>), WhyUnknown> {
         let mut at = digest.clone();
         for _ in 0..DEEPEST_INDEX {
             let answer = self.content("manifests", &at).await?;
@@ -224,8 +272,9 @@ impl Session<'_> {
                 answer.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
             match manifest::step(&answer.body, content_type, &self.registries.platform)? {
                 Step::Manifest(next) => at = next,
-                Step::Config(next) => {
-                    return manifest::config(&self.content("blobs", &next).await?.body, digest.clone());
+                Step::Image { config, layers } => {
+                    let config = manifest::config(&self.content("blobs", &config).await?.body, digest.clone())?;
+                    return Ok((config, layers));
                 }
             }
         }
@@ -242,8 +291,22 @@ impl Session<'_> {
         }
     }
 
-    /// Asks the registry for something of this image, and logs in when it wants us to.
+    /// How long nothing may come of something that is on its way.
+    pub(super) fn patience(&self) -> Duration {
+        self.registries.patience
+    }
+
+    /// Something of this image that is too large to be read at once. Whoever reads it compares it with its digest.
+    pub(super) async fn blob(&mut self, digest: &Digest) -> Result<Opened<'a>, WhyUnknown> {
+        self.open(Method::GET, &format!("blobs/{digest}")).await
+    }
+
     async fn get(&mut self, method: Method, path: &str) -> Result<Answer, WhyUnknown> {
+        self.open(method, path).await?.whole(LARGEST_DOCUMENT).await
+    }
+
+    /// Asks the registry for something of this image, and logs in when it wants us to.
+    async fn open(&mut self, method: Method, path: &str) -> Result<Opened<'a>, WhyUnknown> {
         let authority = self.image.authority();
         let insecure = self.registries.insecure.iter().any(|registry| registry == authority);
         let scheme = if insecure { "http" } else { "https" };
@@ -256,7 +319,9 @@ impl Session<'_> {
             })?;
         let mut answer = self.ask(&method, &uri).await?;
         if answer.status == StatusCode::UNAUTHORIZED && self.authorization.is_none() && !answer.from_elsewhere {
-            self.authorization = Some(self.authorize(&answer).await?);
+            // To its end, so that the connection can be used again.
+            let refusal = answer.whole(LARGEST_DOCUMENT).await?;
+            self.authorization = Some(self.authorize(&refusal).await?);
             answer = self.ask(&method, &uri).await?;
         }
         let registry = self.image.registry();
@@ -275,16 +340,15 @@ impl Session<'_> {
         }
     }
 
-    async fn ask(&self, method: &Method, uri: &Uri) -> Result<Answer, WhyUnknown> {
+    async fn ask(&self, method: &Method, uri: &Uri) -> Result<Opened<'a>, WhyUnknown> {
         let question = Question {
             method: method.clone(),
             uri: uri.clone(),
             accept: Some(manifest::ACCEPT),
             authorization: self.authorization.as_ref(),
-            limit: LARGEST_DOCUMENT,
             named_in_public: false,
         };
-        self.registries.fetch(question).await
+        self.registries.open(question).await
     }
 
     /// What shows the registry who we are, after it has refused us.
@@ -314,10 +378,9 @@ impl Session<'_> {
             uri: uri.clone(),
             accept: None,
             authorization: authorization.as_ref(),
-            limit: LARGEST_TOKEN,
             named_in_public: from_public,
         };
-        let answer = self.registries.fetch(question).await?;
+        let answer = self.registries.open(question).await?.whole(LARGEST_TOKEN).await?;
         match answer.status {
             StatusCode::OK => bearer(&answer.body).ok_or_else(|| bad_answer(&uri, "gives out no token")),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.denied()),

@@ -98,6 +98,10 @@ pub fn decide(
         Endpoint::JobMutate | Endpoint::WorkloadMutate => job::decide(object, request, surroundings, settings),
         Endpoint::TrialMutate => trial::decide(object, request, surroundings, settings),
         Endpoint::ExperimentMutate => experiment::decide(object, request, surroundings, settings),
+        // No kind goes to these.
+        Endpoint::JobValidate | Endpoint::JobValidateWarn => {
+            Ok(Outcome::unchanged("not an endpoint that changes objects"))
+        }
     });
     decided.unwrap_or_else(|unexpected| {
         let mut outcome = malformed(&unexpected);

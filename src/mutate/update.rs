@@ -50,7 +50,11 @@ pub(super) fn withhold_all(endpoint: Endpoint, object: Node<'_>, outcome: &mut O
         Endpoint::PodMutate | Endpoint::ExperimentMutate if is_granted(&object) => {
             withhold(&[LABEL.to_owned()], outcome);
         }
-        Endpoint::PodMutate | Endpoint::ExperimentMutate | Endpoint::NotebookMutate => {}
+        Endpoint::PodMutate
+        | Endpoint::ExperimentMutate
+        | Endpoint::NotebookMutate
+        | Endpoint::JobValidate
+        | Endpoint::JobValidateWarn => {}
         // An error is a Trial without anything to run.
         Endpoint::TrialMutate => trial::update(object, None, outcome).unwrap_or_default(),
         Endpoint::JobMutate | Endpoint::WorkloadMutate => withhold(&grants_below(object, ""), outcome),

@@ -19,12 +19,29 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("yaml", &[]),
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
+    ("gate", &["admission", "cluster", "images"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("reviewer", &["admission", "images", "mutate", "tenancy"]),
-    ("cli", &["certs", "cluster", "images", "mutate", "offline", "server", "settings", "telemetry", "tenancy"]),
+    ("reviewer", &["admission", "gate", "images", "mutate", "tenancy"]),
+    ("inspect", &["admission", "cli", "cluster", "gate", "images", "yaml"]),
+    (
+        "cli",
+        &[
+            "admission",
+            "certs",
+            "cluster",
+            "gate",
+            "images",
+            "mutate",
+            "offline",
+            "server",
+            "settings",
+            "telemetry",
+            "tenancy",
+        ],
+    ),
 ];
 
 #[test]

@@ -25,7 +25,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
-use tenancy_fixer::admission::Endpoint;
+use tenancy_fixer::admission::{Configuration, Endpoint};
 use tenancy_fixer::yaml;
 
 use crate::cluster::Balancer;
@@ -328,7 +328,7 @@ fn a_fresh_start_makes_the_webhook_callable() {
     assert_eq!(secret["type"], "kubernetes.io/tls");
     assert_eq!(secret["metadata"]["labels"]["app.kubernetes.io/managed-by"], "tenancy-fixer");
     assert_eq!(decoded(&secret["data"]["tls.crt"]), decoded(&secret["data"]["ca.crt"]));
-    assert!(scene.is_bundle_right() && scene.bundles().len() == Endpoint::ALL.len());
+    assert!(scene.is_bundle_right() && scene.bundles().len() == Endpoint::of(Configuration::Mutating).count());
 
     let line = servers[0].wait_for_line("the authority", |line| is(line, "certificate authority created"));
     let metrics = server::get(&servers[0], "/metrics").1;

@@ -241,7 +241,9 @@ fn our_own_namespace_and_the_clusters_are_never_intercepted() {
                 && [own, "kube-system", "kube-node-lease"].iter().all(|name| values.contains(&json!(name)))
         });
         assert!(left_out, "{}", webhook["name"]);
-        assert!(webhook["timeoutSeconds"].as_u64().unwrap() <= 5, "all webhooks of a request share 30 seconds");
+        // A request comes to one that changes and one that judges, and all webhooks share 30 seconds.
+        let longest = if webhook["name"].as_str().unwrap().starts_with("gate") { 10 } else { 5 };
+        assert!(webhook["timeoutSeconds"].as_u64().unwrap() <= longest, "{}", webhook["name"]);
     }
 }
 

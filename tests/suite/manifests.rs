@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
-use tenancy_fixer::admission::Endpoint;
+use tenancy_fixer::admission::{Configuration, Endpoint};
 use tenancy_fixer::yaml;
 
 use crate::support;
@@ -17,11 +17,13 @@ fn rendered(arguments: &[&str]) -> String {
 
 #[test]
 fn the_committed_file_is_what_the_table_renders() {
-    let file = support::root().join("webhooks/mutating.yaml");
-    assert!(
-        fs::read_to_string(&file).unwrap() == rendered(&[]),
-        "webhooks/mutating.yaml is stale: run `make manifests`"
-    );
+    for which in ["mutating", "validating"] {
+        let file = support::root().join(format!("webhooks/{which}.yaml"));
+        assert!(
+            fs::read_to_string(&file).unwrap() == rendered(&[which]),
+            "webhooks/{which}.yaml is stale: run `make manifests`"
+        );
+    }
 }
 
 #[test]
@@ -34,8 +36,9 @@ fn every_webhook_keeps_its_promises() {
         assert!(configuration["metadata"]["name"].as_str().unwrap() > earlier);
     }
     let webhooks = configuration["webhooks"].as_array().unwrap();
-    assert_eq!(webhooks.len(), Endpoint::ALL.len());
-    for (webhook, endpoint) in webhooks.iter().zip(Endpoint::ALL) {
+    let endpoints: Vec<_> = Endpoint::of(Configuration::Mutating).collect();
+    assert_eq!(webhooks.len(), endpoints.len());
+    for (webhook, endpoint) in webhooks.iter().zip(endpoints) {
         assert_eq!(webhook["clientConfig"]["service"]["path"], endpoint.path());
         assert_eq!(webhook["failurePolicy"], "Ignore");
         assert_eq!(webhook["sideEffects"], "None");
@@ -53,6 +56,25 @@ fn every_webhook_keeps_its_promises() {
             assert_eq!(rule["operations"], serde_json::json!(["CREATE", "UPDATE"]));
             assert!(!rule.to_string().contains('*'), "a rule with a wildcard");
         }
+    }
+}
+
+#[test]
+fn the_gate_is_called_where_a_namespace_asks_for_it() {
+    let configuration: Value = yaml::value(&rendered(&["validating"])).unwrap();
+    let webhooks = configuration["webhooks"].as_array().unwrap();
+    for (webhook, (path, label)) in webhooks.iter().zip([("/job/validate", "enforce"), ("/job/validate/warn", "warn")])
+    {
+        assert_eq!(webhook["clientConfig"]["service"]["path"], path);
+        assert_eq!(webhook["namespaceSelector"]["matchLabels"]["kubeflow-extension/gate"], label);
+        assert_eq!(webhook["failurePolicy"], "Ignore");
+        assert_eq!(webhook["sideEffects"], "NoneOnDryRun");
+        assert!(webhook["timeoutSeconds"].as_i64().unwrap() <= 10);
+        let rules = webhook["rules"].to_string();
+        for resource in ["jobs", "cronjobs", "pytorchjobs", "trainjobs", "customjobs", "UPDATE"] {
+            assert!(rules.contains(&format!("\"{resource}\"")), "{resource}");
+        }
+        assert!(!rules.contains('*') && webhook.get("objectSelector").is_none());
     }
 }
 

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use tenancy_fixer::images::Digest;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::layer::{Packed, Packing};
 use crate::server::Certificate;
 use crate::support;
 
@@ -124,14 +125,19 @@ impl Registry {
     /// Puts an image there under a tag, as `docker push` does.
     pub async fn push(&self, repository: &str, tag: &str, image: &Image) -> Digest {
         let config = self.push_blob(repository, image.config.to_string().into()).await;
-        let layer = self.push_blob(repository, Bytes::from_static(b"a layer that nobody looks into")).await;
         let [manifest, config_type, layer_type] = image.form.media_types();
+        let mut layers = Vec::new();
+        for Packed { packing, content } in &image.layers {
+            let digest = self.push_blob(repository, content.clone()).await;
+            let kind = format!("{layer_type}{}", image.form.ending(*packing));
+            layers.push(json!({"mediaType": kind, "digest": digest.as_str(), "size": content.len()}));
+        }
         let descriptor = |media_type: &str, digest: &Digest, size| json!({"mediaType": media_type, "digest": digest.as_str(), "size": size});
         let mut document = json!({
             "schemaVersion": 2,
             "mediaType": manifest,
             "config": descriptor(config_type, &config, image.config.to_string().len()),
-            "layers": [descriptor(layer_type, &layer, 30)],
+            "layers": layers,
         });
         if image.padding > 0 {
             document["annotations"] = json!({"padding": "x".repeat(image.padding)});
@@ -185,11 +191,18 @@ impl Registry {
     }
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
+impl Registry {
+    /// Ends it; nobody answers at its address from then on.
+    pub fn stop(&mut self) {
         // It may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -208,8 +221,17 @@ pub async fn send(address: SocketAddr, request: hyper::http::request::Builder, b
 pub struct Image {
     pub config: Value,
     pub form: Form,
+    /// From the lowest to the highest.
+    pub layers: Vec<Packed>,
     /// Bytes that make the manifest larger.
     pub padding: usize,
+}
+
+impl Image {
+    /// Bytes of all layers.
+    pub fn size(&self) -> usize {
+        self.layers.iter().map(|layer| layer.content.len()).sum()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -225,13 +247,25 @@ impl Form {
             Self::Oci => [
                 "application/vnd.oci.image.manifest.v1+json",
                 "application/vnd.oci.image.config.v1+json",
-                "application/vnd.oci.image.layer.v1.tar+gzip",
+                "application/vnd.oci.image.layer.v1.tar",
             ],
             Self::Docker => [
                 "application/vnd.docker.distribution.manifest.v2+json",
                 "application/vnd.docker.container.image.v1+json",
-                "application/vnd.docker.image.rootfs.diff.tar.gzip",
+                "application/vnd.docker.image.rootfs.diff.tar",
             ],
+        }
+    }
+}
+
+impl Form {
+    const fn ending(self, packing: Packing) -> &'static str {
+        match (self, packing) {
+            (_, Packing::Plain) => "",
+            (Self::Oci, Packing::Gzip) => "+gzip",
+            (Self::Oci, Packing::Zstd) => "+zstd",
+            (Self::Docker, Packing::Gzip) => ".gzip",
+            (Self::Docker, Packing::Zstd) => ".zstd",
         }
     }
 }
@@ -251,7 +285,9 @@ impl Image {
             },
             "rootfs": {"type": "layers", "diff_ids": []},
         });
-        Self { config, form: Form::Oci, padding: 0 }
+        let layers =
+            vec![Packed { packing: Packing::Gzip, content: Bytes::from_static(b"a layer that nobody looks into") }];
+        Self { config, form: Form::Oci, layers, padding: 0 }
     }
 }
 

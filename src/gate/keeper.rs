@@ -1,0 +1,186 @@
+//! The gate at work: looks at the images of a job while the API server waits, and answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use kube::Client;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout_at;
+use tracing::info;
+
+use super::gather::{Judgements, Question};
+use super::judge::{self, Answer, Judged, Rule};
+use super::review::{MOST_CONTAINERS, Subject, outcome, subject};
+use super::secrets::{self, Named};
+use super::settings::{Mode, Settings};
+use super::subject::Container;
+use super::tell::Teller;
+use super::{Image, Metrics};
+use crate::admission::json::Node;
+use crate::admission::{Outcome, Request};
+use crate::cluster::kinds::WorkloadKind;
+use crate::images::{Credentials, Lookup, Reference};
+
+/// Everything that the gate works with; one for all reviews.
+pub struct Gate {
+    settings: Settings,
+    rule: Arc<Rule>,
+    workloads: Vec<WorkloadKind>,
+    images: Lookup<Image>,
+    judgements: Arc<Judgements>,
+    cluster: Option<Cluster>,
+    metrics: Metrics,
+}
+
+/// The cluster that the jobs are in, where we have one.
+struct Cluster {
+    client: Client,
+    teller: Arc<Teller>,
+}
+
+impl Gate {
+    /// With the kinds of workloads that it knows beside those of Kubernetes.
+    #[must_use]
+    pub fn new(settings: Settings, workloads: Vec<WorkloadKind>, images: Lookup<Image>, metrics: Metrics) -> Self {
+        let rule = Arc::new(settings.rule.rule());
+        Self { settings, rule, workloads, images, judgements: Arc::default(), cluster: None, metrics }
+    }
+
+    /// Tells tenants by Events, and reads their pull secrets where the settings say so. `instance` is our name among replicas.
+    #[must_use]
+    pub fn in_cluster(self, client: Client, instance: &str) -> Self {
+        let teller = Arc::new(Teller::new(client.clone(), instance));
+        Self { cluster: Some(Cluster { client, teller }), ..self }
+    }
+
+    /// Answers a review for a namespace that asks for `asked`, within `patience`.
+    pub async fn review(&self, asked: Mode, request: &Request<'_>, patience: Duration) -> Outcome {
+        let mode = asked.min(self.settings.gate);
+        if mode == Mode::Off {
+            return Outcome::unchanged("the gate is off");
+        }
+        let begin = Instant::now();
+        let containers = match subject(request, &self.workloads, &self.settings.rule.gate_helpers) {
+            Subject::Answered(outcome) => return outcome,
+            Subject::Containers(containers) => containers,
+        };
+        let deadline = begin + patience;
+        let credentials = match timeout_at(deadline.into(), self.credentials(request)).await {
+            Ok(credentials) => credentials,
+            Err(_) => Credentials::of(request.namespace),
+        };
+        let (judged, cached) = self.judge(containers, &credentials, deadline).await;
+        let (answer, outcome) = outcome(mode, self.settings.gate_unknown, self.settings.rule.gate_containers, &judged);
+        self.metrics.judged(answer, mode, cached, begin.elapsed());
+        for judged in &judged {
+            log(request, judged, cached);
+        }
+        if answer != Answer::Yes && !request.dry_run {
+            self.tell(request, &outcome);
+        }
+        outcome
+    }
+
+    /// Judges containers one beside the other, and says whether all that it took was known before.
+    pub async fn judge(
+        &self,
+        containers: Vec<Container>,
+        credentials: &Credentials,
+        deadline: Instant,
+    ) -> (Vec<Judged>, bool) {
+        let too_many = containers.len().saturating_sub(MOST_CONTAINERS);
+        let looked_at = containers.len().saturating_sub(too_many);
+        let mut looks = containers.into_iter();
+        let looking: Vec<_> =
+            looks.by_ref().take(looked_at).map(|container| self.one(container, credentials, deadline)).collect();
+        let (mut judged, cached): (Vec<Judged>, Vec<bool>) = join_all(looking).await.into_iter().unzip();
+        let reason = format!("the job has more than {MOST_CONTAINERS} containers");
+        judged.extend(looks.map(|container| judge::container(&container, Err(&reason), &self.rule)));
+        (judged, cached.into_iter().all(|cached| cached))
+    }
+
+    async fn one(&self, container: Container, credentials: &Credentials, deadline: Instant) -> (Judged, bool) {
+        let unknown = |container: &Container, reason: &str| judge::container(container, Err(reason), &self.rule);
+        let image: Reference = match container.image.as_str() {
+            "" => return (unknown(&container, "its image is named elsewhere"), true),
+            name => match name.parse() {
+                Ok(image) => image,
+                Err(error) => return (unknown(&container, &format!("its image cannot be asked for: {error}")), true),
+            },
+        };
+        let question = Question {
+            container: Arc::new(container),
+            rule: Arc::clone(&self.rule),
+            judgements: Arc::clone(&self.judgements),
+        };
+        let (found, cached) = self.images.contents(&image, credentials, &question, deadline).await;
+        match found {
+            Ok(image) => (judged(&question, image).await, cached),
+            Err(why) => (unknown(&question.container, &why.to_string()), cached),
+        }
+    }
+
+    async fn credentials(&self, request: &Request<'_>) -> Credentials {
+        match &self.cluster {
+            Some(cluster) if self.settings.gate_pull_secrets => {
+                let named = Named::of(request.object.and_then(first_template));
+                secrets::credentials(&cluster.client, request, named).await
+            }
+            _ => Credentials::of(request.namespace),
+        }
+    }
+
+    fn tell(&self, request: &Request<'_>, outcome: &Outcome) {
+        let Some(cluster) = &self.cluster else { return };
+        let (reason, said) = match &outcome.denied {
+            Some(denied) => ("GateRefused", denied.clone()),
+            None => ("GateWarned", outcome.warnings.join("\n")),
+        };
+        let note = format!("{} {}: {said}", request.kind, request.display_name());
+        let (teller, namespace) = (Arc::clone(&cluster.teller), request.namespace.to_owned());
+        // Nobody waits for it.
+        tokio::spawn(async move { teller.tell(&namespace, reason, &note).await });
+    }
+}
+
+/// Where nothing is remembered, sources are read again, which is not for the threads that everybody shares.
+async fn judged(question: &Question, image: Arc<Image>) -> Judged {
+    let judged = if let Some(judged) = question.recall(&image) {
+        judged
+    } else {
+        let asked = question.clone();
+        let given_up = || Arc::new(judge::container(&question.container, Err("it was given up"), &question.rule));
+        spawn_blocking(move || asked.judge(&image)).await.unwrap_or_else(|_| given_up())
+    };
+    // Containers that are alike differ in nothing that is said of them.
+    Judged::clone(&judged)
+}
+
+/// The pod template that the object's own secrets stand in.
+fn first_template(object: Node<'_>) -> Option<Node<'_>> {
+    let spec = object.get("spec")?;
+    spec.get("template").or_else(|| spec.at(&["jobTemplate", "spec", "template"])).or_else(|| {
+        spec.entries().find_map(|(_, replicas)| replicas.entries().find_map(|(_, one)| one.get("template")))
+    })
+}
+
+/// One line for each container, beside the line of the review.
+fn log(request: &Request<'_>, judged: &Judged, cached: bool) {
+    let findings: Vec<String> = judged
+        .findings
+        .iter()
+        .map(|finding| format!("{}: {}: {}", finding.requirement, finding.answer.name(), finding.text))
+        .collect();
+    info!(
+        uid = request.uid,
+        namespace = request.namespace,
+        container = judged.container,
+        image = judged.image,
+        digest = judged.digest,
+        verdict = judged.answer().name(),
+        findings = findings.join("; "),
+        cached,
+        "judged"
+    );
+}

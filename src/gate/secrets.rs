@@ -1,0 +1,83 @@
+//! The pull secrets of a pod, as the kubelet finds them: those of its spec, and else those of its service account. Read for the namespace
+//! that they are in, and forgotten with the review.
+
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use kube::{Api, Client};
+use tracing::warn;
+
+use crate::admission::Request;
+use crate::admission::json::Node;
+use crate::images::{Credentials, SecretForm};
+
+/// Most secrets of one pod that are read.
+const MOST_SECRETS: usize = 8;
+
+/// What a pod template says of its secrets.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Named {
+    secrets: Vec<String>,
+    service_account: String,
+}
+
+impl Named {
+    /// From the first pod template of the object that has a spec.
+    pub(super) fn of(template: Option<Node<'_>>) -> Self {
+        let spec = template.and_then(|template| template.get("spec"));
+        let secrets = spec.and_then(|spec| spec.get("imagePullSecrets")).into_iter().flat_map(Node::items);
+        let account = spec.and_then(|spec| spec.get("serviceAccountName")).and_then(Node::text);
+        Self {
+            secrets: secrets.filter_map(|secret| secret.get("name")?.text()).map(str::to_owned).collect(),
+            service_account: account.filter(|name| !name.is_empty()).unwrap_or("default").to_owned(),
+        }
+    }
+}
+
+/// What a pod of that namespace may pull with. What cannot be read is left out, and said in the log by its name alone.
+pub(super) async fn credentials(client: &Client, request: &Request<'_>, named: Named) -> Credentials {
+    let namespace = request.namespace;
+    let mut credentials = Credentials::of(namespace);
+    let mut secret_names = named.secrets;
+    if secret_names.is_empty() {
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+        match accounts.get_opt(&named.service_account).await {
+            Ok(account) => {
+                let secrets = account.and_then(|account| account.image_pull_secrets).into_iter().flatten();
+                secret_names.extend(secrets.map(|secret| secret.name));
+            }
+            Err(error) => warn!(namespace, service_account = named.service_account, %error, "reading pull secrets"),
+        }
+    }
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    for name in secret_names.iter().take(MOST_SECRETS) {
+        match secrets.get_opt(name).await {
+            Ok(Some(secret)) => {
+                let form = secret.type_.as_deref().and_then(SecretForm::of_type);
+                let content = form.and_then(|form| Some((form, secret.data?.remove(form.key())?)));
+                if let Some((form, content)) = content
+                    && let Err(error) = credentials.add(form, &content.0)
+                {
+                    warn!(namespace, secret = name, error, "a pull secret is of no use");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => warn!(namespace, secret = name, %error, "reading pull secrets"),
+        }
+    }
+    credentials
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::json::Document;
+
+    #[test]
+    fn a_pod_names_its_secrets_and_its_account() {
+        let named = |template: &str| Named::of(Some(serde_json::from_str::<Document<'_>>(template).unwrap().root()));
+        let full = named(
+            r#"{"spec": {"serviceAccountName": "default-editor", "imagePullSecrets": [{"name": "a"}, {}, {"name": "b"}]}}"#,
+        );
+        assert_eq!(full, Named { secrets: vec!["a".into(), "b".into()], service_account: "default-editor".into() });
+        assert_eq!(named("{}").service_account, "default");
+    }
+}

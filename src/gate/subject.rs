@@ -1,0 +1,158 @@
+//! Who is judged: the containers of a job's pods, without those that others put there.
+
+use std::collections::BTreeMap;
+
+use super::image::Image;
+use crate::admission::json::{Node, Unexpected};
+
+/// A container as its pod template has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// Its image, as it stands there.
+    pub image: String,
+    /// Its command; empty for the image's.
+    pub command: Vec<String>,
+    /// Its arguments; empty for the image's, unless it has a command.
+    pub args: Vec<String>,
+    /// Its folder, if it is not the image's.
+    pub working_dir: Option<String>,
+    /// Its variables.
+    pub environment: BTreeMap<String, Value>,
+    /// Whether more of them come from ConfigMaps or Secrets.
+    pub has_environment_from: bool,
+    /// Folders that volumes are mounted on.
+    pub mounts: Vec<String>,
+}
+
+/// The value of a variable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Value {
+    /// This text.
+    Text(String),
+    /// Only the cluster knows it.
+    Elsewhere,
+}
+
+impl Container {
+    fn read(container: Node<'_>) -> Result<Self, Unexpected> {
+        let container = container.expect("an object", container.is_object())?;
+        let words = |name| -> Result<Vec<String>, Unexpected> {
+            let items = container.list(name)?.into_iter().flat_map(Node::items);
+            items
+                .map(|word| {
+                    word.expect("a string", word.text().is_some())
+                        .map(|word| word.text().unwrap_or_default().to_owned())
+                })
+                .collect()
+        };
+        let mut environment = BTreeMap::new();
+        for variable in container.list("env")?.into_iter().flat_map(Node::items) {
+            let value = match variable.string("value")? {
+                // The kubelet puts other variables in.
+                Some(text) if !text.contains("$(") => Value::Text(text.to_owned()),
+                Some(_) => Value::Elsewhere,
+                None if variable.get("valueFrom").is_some() => Value::Elsewhere,
+                None => Value::Text(String::new()),
+            };
+            environment.insert(variable.string("name")?.unwrap_or_default().to_owned(), value);
+        }
+        let mounts = container.list("volumeMounts")?.into_iter().flat_map(Node::items);
+        Ok(Self {
+            name: container.string("name")?.unwrap_or_default().to_owned(),
+            image: container.string("image")?.unwrap_or_default().to_owned(),
+            command: words("command")?,
+            args: words("args")?,
+            working_dir: container.string("workingDir")?.filter(|folder| !folder.is_empty()).map(str::to_owned),
+            environment,
+            has_environment_from: container.list("envFrom")?.is_some_and(|list| list.items().next().is_some()),
+            mounts: mounts.filter_map(|mount| mount.get("mountPath").and_then(Node::text)).map(str::to_owned).collect(),
+        })
+    }
+
+    /// What is run: the job's own command and arguments, or the image's.
+    pub(super) fn words(&self, image: &Image) -> Vec<String> {
+        let (command, args) = match (self.command.is_empty(), self.args.is_empty()) {
+            (true, true) => (&image.entrypoint, &image.cmd),
+            (true, false) => (&image.entrypoint, &self.args),
+            (false, _) => (&self.command, &self.args),
+        };
+        command.iter().chain(args).map(|word| self.expanded(word)).collect()
+    }
+
+    /// The kubelet puts variables in for `$(NAME)`, and `$` for `$$`.
+    fn expanded(&self, word: &str) -> String {
+        let mut expanded = String::new();
+        let mut rest = word;
+        while let Some((before, behind)) = rest.split_once('$') {
+            expanded.push_str(before);
+            let reference = behind.strip_prefix('(').and_then(|behind| behind.split_once(')'));
+            if let Some((name, behind)) = reference {
+                match self.environment.get(name) {
+                    Some(Value::Text(text)) => expanded.push_str(text),
+                    _ => expanded.extend(["$(", name, ")"]),
+                }
+                rest = behind;
+            } else {
+                expanded.push('$');
+                rest = behind.strip_prefix('$').unwrap_or(behind);
+            }
+        }
+        expanded.push_str(rest);
+        expanded
+    }
+}
+
+/// The containers of a pod template that do its work: not its init containers, and not the `helpers` by name.
+///
+/// # Errors
+/// A field is not what Kubernetes says it is.
+pub fn containers(template: Node<'_>, helpers: &[String]) -> Result<Vec<Container>, Unexpected> {
+    let Some(list) = template.object("spec")?.map_or(Ok(None), |spec| spec.list("containers"))? else {
+        return Ok(Vec::new());
+    };
+    let containers: Vec<Container> = list.items().map(Container::read).collect::<Result<_, _>>()?;
+    let own: Vec<Container> =
+        containers.iter().filter(|container| !helpers.contains(&container.name)).cloned().collect();
+    // A helper has somebody to help: its name alone lets nobody through.
+    Ok(if own.is_empty() { containers } else { own })
+}
+
+/// The container that a TrainJob's `spec.trainer` stands for, as far as it says itself; the rest is in the runtime that it names.
+///
+/// # Errors
+/// A field is not what Kubeflow Trainer says it is.
+pub(super) fn trainer(trainer: Node<'_>) -> Result<Container, Unexpected> {
+    Ok(Container { name: "trainer".to_owned(), ..Container::read(trainer)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::json::Document;
+
+    fn read(template: &serde_json::Value) -> Vec<Container> {
+        let text = template.to_string();
+        let document: Document<'_> = serde_json::from_str(&text).unwrap();
+        containers(document.root(), &["wait".to_owned()]).unwrap()
+    }
+
+    #[test]
+    fn the_jobs_own_words_count_before_the_images() {
+        let image =
+            Image { entrypoint: vec!["python".to_owned()], cmd: vec!["image.py".to_owned()], ..Image::default() };
+        let words = |container: serde_json::Value| {
+            let template = serde_json::json!({"spec": {"containers": [container, {"name": "wait"}]}});
+            let found = read(&template);
+            assert_eq!(found.len(), 1);
+            found[0].words(&image).join(" ")
+        };
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(words(json(r#"{"name": "a"}"#)), "python image.py");
+        assert_eq!(words(json(r#"{"name": "a", "args": ["own.py"]}"#)), "python own.py");
+        assert_eq!(words(json(r#"{"name": "a", "command": ["sh", "x"]}"#)), "sh x");
+        let expanded = r#"{"name": "a", "command": ["$(A)", "$(B)", "$$(A)", "$x", "$(C)"], "env": [{"name": "A", "value": "a"}, {"name": "C", "valueFrom": {}}]}"#;
+        assert_eq!(words(json(expanded)), "a $(B) $(A) $x $(C)");
+    }
+}

@@ -1,0 +1,125 @@
+//! The files of an image, from its layers: streamed, the newest first, and no further than whoever asks has to know. Nothing is
+//! written out, and nothing is run.
+//!
+//! `archive` reads one layer, `stack` knows what newer layers have put over older ones, `limits` ends what has no end; these are
+//! synchronous and work on bytes from anywhere. `stream` feeds them from a registry, `local` from a folder or file.
+
+mod archive;
+mod limits;
+mod local;
+mod stack;
+mod stream;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+pub use limits::Limits;
+pub use local::{Local, local};
+
+pub(super) use stream::look;
+
+use super::ImageConfig;
+use super::lookup::Fact;
+
+/// One file of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum File {
+    /// Its text.
+    Text(String),
+    /// Not a text, or too long to be one that somebody wrote.
+    Other,
+    /// Another name for a path: absolute, or relative to the link's folder.
+    Link(String),
+}
+
+impl File {
+    /// Bytes of its text.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Link(text) => text.len(),
+            Self::Other => 0,
+        }
+    }
+
+    /// Whether there is no text in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What whoever asks wants of a file, by its path and size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Its text, if it is one and [`Contents::keeps`] it.
+    Text,
+    /// That it is there.
+    Presence,
+    /// Nothing.
+    Nothing,
+}
+
+/// What somebody makes of the files of an image.
+pub trait Contents: Fact {
+    /// Nothing has been read but the configuration.
+    fn of(config: &ImageConfig) -> Self;
+
+    /// What is wanted of a file. Links to other paths are asked about with size 0.
+    fn wants(path: &str, size: u64) -> Want;
+
+    /// Whether a wanted text is worth keeping.
+    fn keeps(path: &str, text: &str) -> bool;
+
+    /// What is to be remembered of a path although its file may not be wanted.
+    fn place(path: &str) -> Option<&str>;
+
+    /// One more layer has been read; everything in it is in the image, whatever is below.
+    fn add(&mut self, layer: Files);
+
+    /// No more is read: everything has been (`None`), or why it has not.
+    fn end(&mut self, unread: Option<String>);
+}
+
+/// What was wanted of one layer.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// The files, by path: absolute, without `.` and `..`.
+    pub files: BTreeMap<String, File>,
+    /// The places ([`Contents::place`]).
+    pub places: BTreeSet<String>,
+}
+
+/// Who is told how far a look has come.
+pub type Watcher = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// How far a look has come.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    /// A layer of so many compressed bytes is begun.
+    Layer {
+        /// From 1.
+        number: usize,
+        /// Of so many.
+        of: usize,
+        /// Its compressed bytes.
+        size: u64,
+    },
+    /// So many compressed bytes more have been read.
+    Read(u64),
+}
+
+/// A path as seen from a folder: absolute, without `.`, `..` and double slashes; nothing leads above the root.
+#[must_use]
+pub fn absolute(folder: &str, path: &str) -> String {
+    let mut steps: Vec<&str> = Vec::new();
+    let folder = if path.starts_with('/') { "" } else { folder };
+    for step in folder.split('/').chain(path.split('/')) {
+        match step {
+            "" | "." => {}
+            ".." => drop(steps.pop()),
+            step => steps.push(step),
+        }
+    }
+    format!("/{}", steps.join("/"))
+}

@@ -1,0 +1,454 @@
+//! The gate as the API server and `kubectl` see it, and what it costs the process.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tenancy_fixer::yaml;
+
+use crate::layer::{self, Layer};
+use crate::registry::{Door, Image, Registry, USER};
+use crate::server::{self, Certificate, Server, block_on};
+use crate::support::{self, Cluster, kubectl, kubectl_with, try_kubectl_with, wait_for};
+use crate::wire;
+
+const LOGS: &str = "import mlflow\nmlflow.log_metric('a', 1)\n";
+const SILENT: &str = "print('accuracy=1')\n";
+
+fn folder(name: &str) -> PathBuf {
+    support::folder(&format!("gate-server-{name}"))
+}
+
+fn image(text: &str) -> Image {
+    let config = json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["python", "train.py"], "WorkingDir": "/app"}});
+    let layers = vec![Layer::new().wheel("mlflow_skinny").gzip(), Layer::of(&[("/app/train.py", text)]).gzip()];
+    Image { config, layers, ..Image::running("") }
+}
+
+/// A `serve` that may ask this registry.
+fn gate(certificate: &Certificate, registry: &Registry, flags: &[&str], kubeconfig: Option<&PathBuf>) -> Server {
+    let at = registry.address.to_string();
+    let mut all = vec!["--gate", "enforce", "--insecure-registries", &at, "--registry-networks", "127.0.0.1"];
+    all.extend(flags);
+    let environment: Vec<_> = kubeconfig.iter().map(|file| ("KUBECONFIG", file.as_path())).collect();
+    Server::start_with(certificate, &["--only", "gate"], &all, &environment)
+}
+
+fn job(name: &str, image: &str) -> Value {
+    json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "train", "image": image}]}}},
+    })
+}
+
+/// The API server's answer to a review of that object.
+fn review(server: &Server, path: &str, object: &Value) -> Value {
+    let response = server::post(server, path, wire::review(object).to_string());
+    assert_eq!(response.status(), 200);
+    let answer: Value = serde_json::from_slice(response.body()).unwrap();
+    answer["response"].clone()
+}
+
+#[test]
+fn a_review_is_answered_by_mode_and_counted() {
+    let folder = folder("modes");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let at = registry.address;
+    block_on(async {
+        registry.push("team/job", "good", &image(LOGS)).await;
+        registry.push("team/job", "bad", &image(SILENT)).await;
+    });
+    let (good, bad) = (job("good", &format!("{at}/team/job:good")), job("bad", &format!("{at}/team/job:bad")));
+    let enforcing = gate(&certificate, &registry, &[], None);
+    let answer = review(&enforcing, "/job/validate", &good);
+    assert_eq!((&answer["allowed"], answer.get("status"), answer.get("warnings")), (&json!(true), None, None));
+    let answer = review(&enforcing, "/job/validate", &bad);
+    assert_eq!((&answer["allowed"], &answer["status"]["code"]), (&json!(false), &json!(403)));
+    let message = answer["status"]["message"].as_str().unwrap();
+    for part in [
+        "container train",
+        "team/job:bad",
+        "sha256:",
+        "/app/train.py",
+        "mlflow-skinny 3.17.2",
+        "to mend it: call mlflow.autolog()",
+    ] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    let answer = review(&enforcing, "/job/validate/warn", &bad);
+    assert_eq!(answer["allowed"], true);
+    let warning = answer["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("nothing logs to MLflow in /app/train.py") && warning.len() < 256, "{warning}");
+    // What nobody can tell.
+    let none = job("none", &format!("{at}/team/none:v1"));
+    let answer = review(&enforcing, "/job/validate", &none);
+    assert_eq!(answer["allowed"], true);
+    assert!(answer["warnings"][0].as_str().unwrap().contains("let through unseen"), "{answer}");
+    // No other endpoint is served.
+    assert_eq!(review(&enforcing, "/job/mutate", &bad).get("patch"), None);
+    let line = enforcing.wait_for_line("judged", |line| line["message"] == "judged" && line["verdict"] == "no");
+    assert!(line["findings"].as_str().unwrap().contains("logging: no"), "{line}");
+    assert!(line["digest"].as_str().unwrap().starts_with("sha256:"));
+    let (_, metrics) = server::get(&enforcing, "/metrics");
+    for line in [
+        r#"tenancy_fixer_gate_verdicts_total{verdict="yes",mode="enforce",cache="miss"} 1"#,
+        r#"tenancy_fixer_gate_verdicts_total{verdict="no",mode="enforce",cache="miss"} 1"#,
+        r#"tenancy_fixer_gate_verdicts_total{verdict="no",mode="warn",cache="hit"} 1"#,
+        r#"tenancy_fixer_gate_verdicts_total{verdict="unknown",mode="enforce",cache="miss"} 1"#,
+        "tenancy_fixer_gate_duration_seconds_count 4",
+        "tenancy_fixer_gate_image_registry_read_bytes_total",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    let strict = gate(&certificate, &registry, &["--gate-unknown", "deny"], None);
+    assert_eq!(review(&strict, "/job/validate", &none)["status"]["code"], 403);
+    assert_eq!(review(&strict, "/job/validate/warn", &none)["allowed"], true);
+    let lenient = Server::start_with(&certificate, &["--only", "gate"], &["--gate", "warn"], &[]);
+    assert_eq!(review(&lenient, "/job/validate", &none)["allowed"], true);
+    let off = Server::start_with(&certificate, &["--only", "gate"], &[], &[]);
+    let answer = review(&off, "/job/validate", &bad);
+    assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(true), None));
+}
+
+/// The most memory that a process has had, in MiB.
+fn peak_memory(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn fifty_jobs_at_once_are_answered_in_time_and_in_little_memory() {
+    let folder = folder("fifty");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let at = registry.address;
+    let mut size = 0;
+    let both = [image(LOGS), image(SILENT)];
+    block_on(async {
+        for number in 0..50 {
+            let mut image = both[number % 2].clone();
+            // Every image is another one, down to its lowest layer: by so much padding behind the archive's end.
+            let padding = layer::gzip(&vec![0; 512 * (number + 1)]);
+            image.layers[0].content = [&*image.layers[0].content, &padding].concat().into();
+            size = image.size();
+            registry.push("team/job", &format!("v{number}"), &image).await;
+        }
+    });
+    let server = gate(&certificate, &registry, &[], None);
+    let before = peak_memory(&server);
+    let begin = Instant::now();
+    let answers: Vec<(Value, Duration)> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..50)
+            .map(|number| {
+                let (target, mut object) = (server.target(), job("a", &format!("{at}/team/job:v{number}")));
+                object["metadata"]["namespace"] = json!(format!("tenant-{}", number % 10));
+                scope.spawn(move || {
+                    let mut body = wire::review(&object);
+                    body["request"]["namespace"] = object["metadata"]["namespace"].clone();
+                    let response = target.post("/job/validate?timeout=10s", body.to_string());
+                    let answer: Value = serde_json::from_slice(response.body()).unwrap();
+                    (answer["response"].clone(), begin.elapsed())
+                })
+            })
+            .collect();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let slowest = answers.iter().map(|(_, took)| *took).max().unwrap();
+    let memory = peak_memory(&server);
+    eprintln!(
+        "50 jobs, 50 images of {size} bytes: slowest answer {slowest:?}, memory {before} MiB before, at most {memory} MiB"
+    );
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    assert!(memory < 64, "{memory} MiB");
+    let allowed: Vec<bool> = answers.iter().map(|(answer, _)| answer["allowed"] == true).collect();
+    let known = answers.iter().filter(|(answer, _)| answer.get("warnings").is_none()).count();
+    eprintln!("{known} of 50 were known within the deadline");
+    for (number, (answer, _)) in answers.iter().enumerate() {
+        if answer.get("warnings").is_none() {
+            assert_eq!(allowed[number], number % 2 == 0, "{answer}");
+        }
+    }
+}
+
+/// Images that take as much of us as the limits let them: the largest windows, and more scripts than are kept.
+#[test]
+fn images_made_to_fill_memory_do_not() {
+    let folder = folder("greedy");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let at = registry.address;
+    let mut noise = vec![0; 12 << 20];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut noise).unwrap();
+    // A little less than what is kept, in files of the largest size that is.
+    let script = format!("x = '{}'\n", "y".repeat(511 << 10));
+    let scripts =
+        (0..7).fold(Layer::new(), |layer, number| layer.file(&format!("/app/a{number}.py"), script.as_bytes()));
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(23).unwrap();
+    std::io::Write::write_all(&mut encoder, &scripts.file("/data/noise", &noise).archive()).unwrap();
+    let content = encoder.finish().unwrap();
+    block_on(async {
+        for number in 0..24 {
+            let mut image = image(SILENT);
+            let padding = zstd::encode_all(&*vec![0; 512 * (number + 1)], 1).unwrap();
+            let greedy =
+                layer::Packed { packing: layer::Packing::Zstd, content: [&*content, &padding].concat().into() };
+            image.layers = vec![greedy];
+            registry.push("team/greedy", &format!("v{number}"), &image).await;
+        }
+    });
+    let server = gate(&certificate, &registry, &[], None);
+    std::thread::scope(|scope| {
+        for number in 0..24 {
+            let (target, object) = (server.target(), job("a", &format!("{at}/team/greedy:v{number}")));
+            scope.spawn(move || {
+                let mut body = wire::review(&object);
+                body["request"]["namespace"] = json!(format!("tenant-{}", number % 8));
+                assert_eq!(target.post("/job/validate?timeout=10s", body.to_string()).status(), 200);
+            });
+        }
+    });
+    let memory = peak_memory(&server);
+    eprintln!("24 greedy images: at most {memory} MiB");
+    // The overlay's limit.
+    assert!(memory < 128, "{memory} MiB");
+}
+
+/// A namespace whose jobs the gate looks at, by a webhook configuration of the test's own.
+struct Scene {
+    name: String,
+    server: Server,
+    registry: Registry,
+}
+
+impl Scene {
+    fn new(test: &str, label: &str, flags: &[&str]) -> Self {
+        Self::behind(&Door::Open, test, label, flags, &support::kubeconfig())
+    }
+
+    /// With a registry that has that door, and a server that acts as whom that kubeconfig says.
+    fn behind(door: &Door<'_>, test: &str, label: &str, flags: &[&str], kubeconfig: &PathBuf) -> Self {
+        let name = format!("gate-{test}-{}", std::process::id());
+        let folder = folder(test);
+        let (certificate, registry) = (Certificate::make(&folder), Registry::start(&folder, door));
+        block_on(async {
+            let open = Registry::start(&folder, &Door::Open);
+            open.push("team/job", "good", &image(LOGS)).await;
+            open.push("team/job", "bad", &image(SILENT)).await;
+        });
+        let server = gate(&certificate, &registry, flags, Some(kubeconfig));
+        let labels = json!({"kubeflow-extension/gate": label, "tenancy-fixer-test": name});
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        kubectl_with(&["create", "-f", "-"], &namespace.to_string());
+        let rendered = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"))
+            .args(["manifests", "validating", "--url", &format!("https://{}", server.address), "--ca-bundle"])
+            .arg(&certificate.ca)
+            .output()
+            .unwrap();
+        let mut configuration = yaml::value(&String::from_utf8(rendered.stdout).unwrap()).unwrap();
+        configuration["metadata"]["name"] = json!(name);
+        for webhook in configuration["webhooks"].as_array_mut().unwrap() {
+            webhook["namespaceSelector"]["matchLabels"]["tenancy-fixer-test"] = json!(name);
+        }
+        kubectl_with(&["apply", "--server-side", "-f", "-"], &configuration.to_string());
+        let scene = Self { name, server, registry };
+        wait_for("the webhook to be called", || {
+            scene.try_create(&scene.job("probe", "bad"), &["--dry-run=server"]);
+            !scene.server.reviews().is_empty()
+        });
+        scene
+    }
+
+    fn job(&self, name: &str, tag: &str) -> Value {
+        job(name, &format!("{}/team/job:{tag}", self.registry.address))
+    }
+
+    /// Whether it is created, and what kubectl says.
+    fn try_create(&self, object: &Value, flags: &[&str]) -> (bool, String) {
+        let arguments = [&["create", "-n", &self.name, "-f", "-"], flags].concat();
+        let output = try_kubectl_with(&arguments, &object.to_string());
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let events = kubectl(&["get", "events", "-n", &self.name, "-o", "json"]);
+        let events: Value = serde_json::from_str(&events).unwrap();
+        let of_gate = |event: &&Value| event["reason"].as_str().unwrap_or_default().starts_with("Gate");
+        events["items"].as_array().unwrap().iter().filter(of_gate).cloned().collect()
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        support::try_kubectl(&["delete", "validatingwebhookconfiguration", &self.name, "--ignore-not-found"]);
+        support::try_kubectl(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"]);
+    }
+}
+
+#[test]
+fn a_bad_job_is_refused_by_the_api_server_and_a_good_one_created() {
+    let scene = Scene::new("enforce", "enforce", &[]);
+    assert!(scene.events().is_empty(), "a dry run tells nobody: {:?}", scene.events());
+    let (created, said) = scene.try_create(&scene.job("good", "good"), &[]);
+    assert!(created && said.is_empty(), "{said}");
+    let (created, said) = scene.try_create(&scene.job("bad", "bad"), &[]);
+    assert!(!created);
+    for part in
+        ["denied the request", "this job does not log to MLflow", "container train", "/app/train.py", "to mend it"]
+    {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    wait_for("the Event", || !scene.events().is_empty());
+    let event = &scene.events()[0];
+    assert_eq!((&event["reason"], &event["involvedObject"]["kind"]), (&json!("GateRefused"), &json!("Namespace")));
+    assert!(event["message"].as_str().unwrap().starts_with("Job bad: this job does not log"), "{event}");
+    let (created, _) = scene.try_create(&scene.job("bad", "bad"), &[]);
+    assert!(!created);
+    assert_eq!(scene.events().len(), 1, "one is enough for a while");
+    // A CronJob, and what it would become.
+    let mut cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "cron"},
+        "spec": {"schedule": "0 0 * * *", "jobTemplate": {"spec": scene.job("x", "bad")["spec"]}}});
+    assert!(!scene.try_create(&cron, &[]).0);
+    cron["spec"]["jobTemplate"]["spec"] = scene.job("x", "good")["spec"].clone();
+    assert!(scene.try_create(&cron, &[]).0);
+    let reviews = scene.server.reviews().len();
+    kubectl(&["label", "cronjob", "-n", &scene.name, "cron", "a=b"]);
+    assert_eq!(scene.server.reviews().len(), reviews, "a label is none of the gate's business");
+    let patch = |patch: &str| {
+        let arguments = ["patch", "cronjob", "-n", &scene.name, "cron", "--type=merge", "-p", patch];
+        let output = support::try_kubectl(&arguments);
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let judged = || scene.server.lines().iter().filter(|line| line["message"] == "judged").count();
+    let before = judged();
+    assert!(patch(r#"{"spec": {"suspend": true}}"#).0);
+    let last = scene.server.reviews().pop().unwrap();
+    assert_eq!(last["reason"], "its containers stay as they were");
+    assert_eq!(judged(), before);
+    let containers = scene.job("x", "bad")["spec"]["template"]["spec"]["containers"].clone();
+    let (changed, said) = patch(
+        &json!({"spec": {"jobTemplate": {"spec": {"template": {"spec": {"containers": containers}}}}}}).to_string(),
+    );
+    assert!(!changed && said.contains("does not log to MLflow"), "{said}");
+}
+
+#[test]
+fn where_it_warns_a_bad_job_is_created() {
+    let scene = Scene::new("warn", "warn", &[]);
+    let (created, said) = scene.try_create(&scene.job("bad", "bad"), &[]);
+    assert!(created, "{said}");
+    assert!(
+        said.contains("Warning: tenancy-fixer gate: refused where the gate is enforced: container train"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_registry_that_is_down_stops_nobody_unless_somebody_wants_it_to() {
+    for (test, flags, created) in [("stopped", &[][..], true), ("stopped-deny", &["--gate-unknown", "deny"], false)] {
+        let mut scene = Scene::new(test, "enforce", flags);
+        scene.registry.stop();
+        let (was_created, said) = scene.try_create(&scene.job("a", "good"), &[]);
+        assert_eq!(was_created, created, "{said}");
+        assert!(said.contains("127.0.0.1 cannot be asked"), "{said}");
+        // What was seen before it went is known.
+        assert!(!scene.try_create(&scene.job("b", "bad"), &[]).0);
+    }
+}
+
+#[test]
+fn a_private_image_is_read_with_the_jobs_secrets_where_that_is_granted() {
+    let cluster = Cluster::shared();
+    cluster.apply_shipped_account();
+    let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder("account"));
+    let flags = ["--gate-pull-secrets", "true", "--image-failure-ttl", "0s"];
+    let scene = Scene::behind(&Door::Basic, "private", "enforce", &flags, &kubeconfig);
+    let at = scene.registry.address.to_string();
+    let login = json!({"auths": {&at: {"username": USER.0, "password": USER.1}}}).to_string();
+    let secret = |namespace: &str| {
+        let arguments = ["create", "secret", "docker-registry", "pull", "-n", namespace];
+        let (user, password) = (format!("--docker-username={}", USER.0), format!("--docker-password={}", USER.1));
+        kubectl(&[&arguments[..], &[&format!("--docker-server={at}"), &user, &password]].concat());
+    };
+    secret(&scene.name);
+    let mut job = scene.job("private", "bad");
+    job["spec"]["template"]["spec"]["imagePullSecrets"] = json!([{"name": "pull"}]);
+    // Nobody has granted it.
+    let (created, said) = scene.try_create(&job, &["--dry-run=server"]);
+    assert!(created && said.contains("let through unseen"), "{said}");
+    scene.server.wait_for_line("the refusal", |line| line["message"] == "reading pull secrets");
+    kubectl(&["apply", "--server-side", "-f", "k8s-resources/overlays/gate-pull-secrets/cluster-role.yaml"]);
+    wait_for("the grant", || !scene.try_create(&job, &["--dry-run=server"]).0);
+    // The same by the service account.
+    let mut by_account = scene.job("by-account", "bad");
+    by_account["spec"]["template"]["spec"]["serviceAccountName"] = json!("runner");
+    kubectl(&["create", "serviceaccount", "runner", "-n", &scene.name]);
+    assert!(scene.try_create(&by_account, &["--dry-run=server"]).0);
+    kubectl(&[
+        "patch",
+        "serviceaccount",
+        "runner",
+        "-n",
+        &scene.name,
+        "-p",
+        r#"{"imagePullSecrets": [{"name": "pull"}]}"#,
+    ]);
+    wait_for("the account's secret", || !scene.try_create(&by_account, &["--dry-run=server"]).0);
+    // A job without them is told nothing, although the image is known by now; nor is another namespace.
+    let (created, said) = scene.try_create(&scene.job("plain", "bad"), &["--dry-run=server"]);
+    assert!(created && said.contains("without a pull secret"), "{said}");
+    let mut elsewhere = wire::review(&job);
+    elsewhere["request"]["namespace"] = json!("default");
+    let answer = server::post(&scene.server, "/job/validate", elsewhere.to_string());
+    assert!(String::from_utf8_lossy(answer.body()).contains("without a pull secret"), "{answer:?}");
+    let lines = format!("{:?}", scene.server.lines());
+    assert!(!lines.contains(USER.1) && !lines.contains(&login), "a password is in the log");
+    kubectl(&["delete", "-f", "k8s-resources/overlays/gate-pull-secrets/cluster-role.yaml"]);
+}
+
+#[test]
+fn every_overlay_is_one_that_the_api_server_takes() {
+    for (overlay, says) in [
+        ("gate", "TENANCY_FIXER_GATE"),
+        ("gate-pull-secrets", "tenancy-fixer-pull-secrets"),
+        ("gate-fail-closed", "failurePolicy: Fail"),
+    ] {
+        let rendered = kubectl(&["kustomize", &format!("k8s-resources/overlays/{overlay}")]);
+        assert!(rendered.contains(says), "{overlay}");
+        assert_eq!(rendered.matches("failurePolicy: Fail").count(), usize::from(overlay == "gate-fail-closed"));
+        let objects = yaml::documents::<Value>(overlay, &rendered).unwrap();
+        let webhooks =
+            objects.iter().find(|object| object.content["kind"] == "ValidatingWebhookConfiguration").unwrap();
+        let dry_run = ["create", "--dry-run=server", "-f", "-"];
+        let mut webhooks = webhooks.content.clone();
+        webhooks["metadata"]["name"] = json!(format!("overlay-{overlay}"));
+        kubectl_with(&dry_run, &webhooks.to_string());
+        let policy = objects.iter().find(|object| object.content["kind"] == "NetworkPolicy").unwrap();
+        let mut policy = policy.content.clone();
+        policy["metadata"]["namespace"] = json!("default");
+        kubectl_with(&dry_run, &policy.to_string());
+    }
+}
+
+/// The samples mean what the predecessor's did.
+#[test]
+fn the_samples_are_good_and_bad() {
+    let folder = folder("samples");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let read = |file: &str| std::fs::read_to_string(support::root().join("k8s-resources/examples").join(file)).unwrap();
+    let good = image(&read("mlflow-training/train.py"));
+    let python = Image { layers: vec![Layer::new().wheel("scikit_learn").gzip()], ..image("") };
+    block_on(async {
+        registry.push("mlflow-training", "latest", &good).await;
+        registry.push("python", "3.11-slim", &python).await;
+    });
+    let server = gate(&certificate, &registry, &[], None);
+    for (file, allowed) in [("job-good.yaml", true), ("job-bad.yaml", false)] {
+        let text = read(file).replace("image: ", &format!("image: {}/", registry.address));
+        let answer = review(&server, "/job/validate", &yaml::value(&text).unwrap());
+        assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(allowed), None), "{answer}");
+    }
+}
