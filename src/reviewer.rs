@@ -62,7 +62,7 @@ impl Decider for Reviewer {
             _ => Mode::Off,
         };
         let Some(gate) = &self.gate else { return Outcome::unchanged(OFF) };
-        gate.review(mode, request, until.saturating_duration_since(Instant::now())).await
+        gate.review(mode, request, until).await
     }
 }
 

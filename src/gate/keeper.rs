@@ -1,7 +1,7 @@
 //! The gate at work: looks at the images of a job while the API server waits, and answers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::future::join_all;
 use kube::Client;
@@ -54,8 +54,8 @@ impl Gate {
         Self { cluster: Some(Cluster { client, teller }), ..self }
     }
 
-    /// Answers a review for a namespace that asks for `asked`, within `patience`.
-    pub async fn review(&self, asked: Mode, request: &Request<'_>, patience: Duration) -> Outcome {
+    /// Answers a review for a namespace that asks for `asked`, by the deadline.
+    pub async fn review(&self, asked: Mode, request: &Request<'_>, deadline: Instant) -> Outcome {
         let mode = asked.min(self.settings.gate);
         if mode == Mode::Off {
             return Outcome::unchanged("the gate is off");
@@ -65,7 +65,6 @@ impl Gate {
             Subject::Answered(outcome) => return outcome,
             Subject::Containers(containers) => containers,
         };
-        let deadline = begin + patience;
         let credentials = match timeout_at(deadline.into(), self.credentials(request)).await {
             Ok(credentials) => credentials,
             Err(_) => Credentials::of(request.namespace),
@@ -125,7 +124,7 @@ impl Gate {
         match &self.cluster {
             Some(cluster) if self.settings.gate_pull_secrets => {
                 let named = Named::of(request.object.and_then(first_template));
-                secrets::credentials(&cluster.client, request, named).await
+                secrets::credentials(&cluster.client, request.namespace, named).await
             }
             _ => Credentials::of(request.namespace),
         }

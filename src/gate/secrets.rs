@@ -1,16 +1,12 @@
 //! The pull secrets of a pod, as the kubelet finds them: those of its spec, and else those of its service account. Read for the namespace
 //! that they are in, and forgotten with the review.
 
-use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, Client};
 use tracing::warn;
 
-use crate::admission::Request;
 use crate::admission::json::Node;
-use crate::images::{Credentials, SecretForm};
-
-/// Most secrets of one pod that are read.
-const MOST_SECRETS: usize = 8;
+use crate::images::{Credentials, pull_secrets};
 
 /// What a pod template says of its secrets.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,37 +29,19 @@ impl Named {
 }
 
 /// What a pod of that namespace may pull with. What cannot be read is left out, and said in the log by its name alone.
-pub(super) async fn credentials(client: &Client, request: &Request<'_>, named: Named) -> Credentials {
-    let namespace = request.namespace;
-    let mut credentials = Credentials::of(namespace);
-    let mut secret_names = named.secrets;
-    if secret_names.is_empty() {
+pub(super) async fn credentials(client: &Client, namespace: &str, named: Named) -> Credentials {
+    let mut secrets = named.secrets;
+    if secrets.is_empty() {
         let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
         match accounts.get_opt(&named.service_account).await {
             Ok(account) => {
-                let secrets = account.and_then(|account| account.image_pull_secrets).into_iter().flatten();
-                secret_names.extend(secrets.map(|secret| secret.name));
+                let of_account = account.and_then(|account| account.image_pull_secrets).into_iter().flatten();
+                secrets.extend(of_account.map(|secret| secret.name));
             }
             Err(error) => warn!(namespace, service_account = named.service_account, %error, "reading pull secrets"),
         }
     }
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    for name in secret_names.iter().take(MOST_SECRETS) {
-        match secrets.get_opt(name).await {
-            Ok(Some(secret)) => {
-                let form = secret.type_.as_deref().and_then(SecretForm::of_type);
-                let content = form.and_then(|form| Some((form, secret.data?.remove(form.key())?)));
-                if let Some((form, content)) = content
-                    && let Err(error) = credentials.add(form, &content.0)
-                {
-                    warn!(namespace, secret = name, error, "a pull secret is of no use");
-                }
-            }
-            Ok(None) => {}
-            Err(error) => warn!(namespace, secret = name, %error, "reading pull secrets"),
-        }
-    }
-    credentials
+    pull_secrets::credentials(client, namespace, &secrets).await
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
-use tracing::debug;
+use tracing::warn;
 
 use super::{Credentials, SecretForm};
 
@@ -14,20 +14,24 @@ const MOST: usize = 8;
 /// the kubelet does: the registry says then that nobody may see the image.
 pub async fn credentials(client: &Client, namespace: &str, names: &[String]) -> Credentials {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let secrets = join_all(names.iter().take(MOST).map(|name| api.get(name))).await;
+    let secrets = join_all(names.iter().take(MOST).map(|name| api.get_opt(name))).await;
     let mut credentials = Credentials::of(namespace);
     for (name, secret) in names.iter().zip(secrets) {
-        let added = secret.map_err(|error| error.to_string()).and_then(|secret| add(&mut credentials, secret));
-        if let Err(reason) = added {
-            debug!(namespace, name, reason, "pull secret passed over");
+        match secret {
+            Ok(secret) => {
+                // Of another type, or without its key, it is no pull secret.
+                let content = secret.and_then(|secret| {
+                    let form = SecretForm::of_type(secret.type_.as_deref()?)?;
+                    Some((form, secret.data?.remove(form.key())?))
+                });
+                if let Some((form, content)) = content
+                    && let Err(error) = credentials.add(form, &content.0)
+                {
+                    warn!(namespace, secret = name, error, "a pull secret is of no use");
+                }
+            }
+            Err(error) => warn!(namespace, secret = name, %error, "reading pull secrets"),
         }
     }
     credentials
-}
-
-fn add(credentials: &mut Credentials, secret: Secret) -> Result<(), String> {
-    let form = secret.type_.as_deref().and_then(SecretForm::of_type).ok_or("not of a type for image pulls")?;
-    let data = secret.data.unwrap_or_default();
-    let content = data.get(form.key()).ok_or_else(|| format!("it has no key {}", form.key()))?;
-    credentials.add(form, &content.0)
 }
