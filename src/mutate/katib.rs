@@ -3,23 +3,16 @@
 
 use serde_json::Value;
 
-use super::view::{Container, PodSpec};
+use super::view::PodSpec;
 use crate::admission::json::Node;
 use crate::admission::patch::Patch;
-use crate::cluster::names;
-
-/// What Katib has added. The proxy may be a classic or a native sidecar.
-fn collectors<'s, 'd>(spec: &'s PodSpec<'d>) -> impl Iterator<Item = (usize, &'s Container<'d>)> {
-    let is_collector = |container: &Container<'_>| names::KATIB_COLLECTORS.contains(&container.name);
-    spec.containers.iter().enumerate().filter(move |(_, container)| is_collector(container))
-}
 
 /// The flag of both collectors (katib v0.19, `cmd/metricscollector`): Go's flag package takes one dash or two.
 const WAIT_FLAGS: [&str; 3] = ["-w", "--w", "--wait_all_processes"];
 
 /// Adds `-w false` to each collector, unless its arguments say something about that.
 pub(super) fn wait_for_the_training_alone(spec: &PodSpec<'_>, patch: &mut Patch) {
-    for (index, collector) in collectors(spec) {
+    for (index, collector) in spec.containers.iter().enumerate().filter(|(_, container)| container.is_collector()) {
         let args = || collector.args.into_iter().flat_map(Node::items).filter_map(Node::text);
         let decided = |arg: &str| {
             WAIT_FLAGS

@@ -1,7 +1,7 @@
 //! The parts of objects that decisions read, with their types checked. Everything else of an object is not looked at.
 
 use crate::admission::json::{Node, Unexpected};
-use crate::cluster::names::ISTIO_PROXY;
+use crate::cluster::names::{ISTIO_PROXY, KATIB_COLLECTORS};
 
 /// Labels and annotations of an object or of a pod template.
 #[derive(Clone, Copy)]
@@ -133,6 +133,11 @@ impl Proxy {
 }
 
 impl<'d> Container<'d> {
+    /// Whether Katib has added it, for metrics.
+    pub(super) fn is_collector(&self) -> bool {
+        KATIB_COLLECTORS.contains(&self.name)
+    }
+
     fn read(container: Node<'d>) -> Result<Self, Unexpected> {
         let container = container.expect("an object", container.is_object())?;
         let (command, args) = (container.list("command")?, container.list("args")?);

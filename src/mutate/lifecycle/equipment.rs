@@ -3,7 +3,6 @@
 
 use serde_json::{Value, json};
 
-use super::mount_missing;
 use super::prefix::Prefix;
 use super::schedule::Turn;
 use crate::admission::patch::Patch;
@@ -65,6 +64,18 @@ fn mount(turn: &Turn<'_, '_>, volumes: &[Volume], patch: &mut Patch) {
             list_exists = true;
         }
     }
+}
+
+/// A mount of a volume, if the container does not have it: `None` where it does.
+fn mount_missing(container: &Container<'_>, volume: &str, folder: &str, read_only: bool) -> Option<Value> {
+    let mounted = items(container.volume_mounts)
+        .any(|mount| text(mount, "name") == Some(volume) && text(mount, "mountPath") == Some(folder));
+    let mount = if read_only {
+        json!({"name": volume, "mountPath": folder, "readOnly": true})
+    } else {
+        json!({"name": volume, "mountPath": folder})
+    };
+    (!mounted).then_some(mount)
 }
 
 /// Whether nobody else uses the volume's name or its place.

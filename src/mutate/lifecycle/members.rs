@@ -25,20 +25,19 @@ pub(super) enum Part {
 
 /// All of them but sidecars, in the order of the pod.
 pub(super) fn of<'s, 'd>(spec: &'s PodSpec<'d>, settings: &Settings) -> Vec<Member<'s, 'd>> {
-    let is_collector = |container: &Container<'_>| names::KATIB_COLLECTORS.contains(&container.name);
     let is_sidecar = |container: &Container<'_>| {
-        !is_collector(container) && settings.sidecar_containers.iter().any(|name| name == container.name)
+        !container.is_collector() && settings.sidecar_containers.iter().any(|name| name == container.name)
     };
     let containers = || spec.containers.iter().enumerate().filter(|(_, container)| !is_sidecar(container));
-    let is_watched = containers().any(|(_, container)| is_collector(container));
-    let primary = || containers().map(|(_, container)| container).filter(|container| !is_collector(container));
+    let is_watched = containers().any(|(_, container)| container.is_collector());
+    let primary = || containers().map(|(_, container)| container).filter(|container| !container.is_collector());
     let primary = primary()
         .find(|container| names_its_trial(container))
         .or_else(|| primary().find(|container| marks_its_end(container)))
         .filter(|_| is_watched);
     containers()
         .map(|(index, container)| {
-            let part = if is_collector(container) {
+            let part = if container.is_collector() {
                 Part::Collector
             } else if primary.is_some_and(|primary| std::ptr::eq(primary, container)) {
                 Part::Primary

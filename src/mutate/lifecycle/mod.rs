@@ -16,16 +16,17 @@ mod schedule;
 use std::fmt;
 use std::str::FromStr;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub use entrypoint::{ImageCommand, ImageCommands};
 
 use self::entrypoint::Own;
 use self::prefix::Prefix;
 use self::schedule::Turn;
-use super::view::{Container, PodSpec, Proxy, items, text};
+use super::view::{PodSpec, Proxy, items, text};
 use super::{Settings, Surroundings};
 use crate::admission::Outcome;
+use crate::admission::json::Node;
 use crate::launch;
 
 /// How sidecars of jobs are started before and ended after the work.
@@ -135,7 +136,7 @@ fn wrap(
 }
 
 fn set_command(turn: &Turn<'_, '_>, own: &Own, prefix: &Prefix, outcome: &mut Outcome) {
-    let is = |list: &Option<crate::admission::json::Node<'_>>, wanted: &[String]| {
+    let is = |list: &Option<Node<'_>>, wanted: &[String]| {
         items(*list).map(|word| word.text().unwrap_or_default()).eq(wanted.iter().map(String::as_str))
     };
     let command: Vec<String> =
@@ -191,16 +192,4 @@ fn variables(turn: &Turn<'_, '_>) -> Vec<(&'static str, String)> {
         .chain(others.map(|(name, value)| (name, value.to_string_lossy().into_owned())))
         .chain(turn.handed_down.iter().cloned())
         .collect()
-}
-
-/// A mount of a volume, if the container does not have it: `None` where it does.
-fn mount_missing(container: &Container<'_>, volume: &str, folder: &str, read_only: bool) -> Option<Value> {
-    let mounted = items(container.volume_mounts)
-        .any(|mount| text(mount, "name") == Some(volume) && text(mount, "mountPath") == Some(folder));
-    let mount = if read_only {
-        json!({"name": volume, "mountPath": folder, "readOnly": true})
-    } else {
-        json!({"name": volume, "mountPath": folder})
-    };
-    (!mounted).then_some(mount)
 }
