@@ -163,9 +163,7 @@ impl Reviews {
         // The rest is for the way.
         let patience = Duration::from_secs(endpoint.timeout_seconds().into()) * 4 / 5;
         let outcome = decider.judge(endpoint, &request, (started + patience).min(waits_until).into_std()).await;
-        let answer = outcome.answer(request.uid).map_err(unwritable)?;
-        log(endpoint, &request, &outcome, started);
-        Ok((answer, outcome.decision()))
+        told(endpoint, &request, &outcome, started)
     }
 
     /// Does what takes memory, large bodies one after another, and nothing for a caller that no longer waits.
@@ -224,9 +222,17 @@ fn document(body: &[u8]) -> Result<Document<'_>, Refusal> {
     serde_json::from_slice(body).map_err(not_json)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "passed to map_err")]
-fn unwritable(error: serde_json::Error) -> Refusal {
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+/// The answer, and a word for what was decided; the log has it, too.
+fn told(
+    endpoint: Endpoint,
+    request: &Request<'_>,
+    outcome: &Outcome,
+    started: Instant,
+) -> Result<(Vec<u8>, &'static str), Refusal> {
+    let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let answer = outcome.answer(request.uid).map_err(unwritable)?;
+    log(endpoint, request, outcome, started);
+    Ok((answer, outcome.decision()))
 }
 
 /// The review itself, bytes in and bytes out; what was `looked` for is there the second time.
@@ -244,9 +250,7 @@ fn pass<D: Decider>(
     if looked.is_none() && !outcome.wanted.images.is_empty() {
         return Ok(Pass::Look(request.namespace.to_owned(), std::mem::take(&mut outcome.wanted)));
     }
-    let answer = outcome.answer(request.uid).map_err(unwritable)?;
-    log(endpoint, &request, &outcome, started);
-    Ok(Pass::Answer(answer, outcome.decision()))
+    told(endpoint, &request, &outcome, started).map(|(answer, decision)| Pass::Answer(answer, decision))
 }
 
 fn endpoint<B>(request: &HttpRequest<B>) -> Result<Endpoint, Refusal> {

@@ -14,7 +14,7 @@ use super::reference::is_authority;
 #[command(next_help_heading = "Images")]
 #[group(skip)]
 pub struct Settings {
-    /// Whether registries are asked at all: what a container runs that has no command
+    /// Whether registries are asked what a container runs that has no command; the gate asks them in any case
     #[arg(long, env = "TENANCY_FIXER_IMAGE_LOOKUPS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     pub image_lookups: bool,
 
