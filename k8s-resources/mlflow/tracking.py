@@ -217,19 +217,21 @@ STORES = {"s3": check_s3, "gs": check_gs}
 
 
 def migrate(database, _arguments):
+    with database.cursor() as cursor:
+        lock(cursor)
+        before, head = schema(cursor)
     from mlflow.store.db import utils
 
-    lock(database)
-    engine = utils.create_sqlalchemy_engine(os.environ["MLFLOW_BACKEND_STORE_URI"])
-    before, head = schema(utils, engine)
-    if utils._is_empty_database(engine):
-        say(f"making the tables of schema {head}")
-        utils._initialize_tables(engine)
-    elif before != head:
-        say(f"migrating the database from schema {before} to {head}; {DOCUMENT} says how to go back")
-        utils._upgrade_db(engine)
-    else:
+    if before == head:
         say(f"the database has schema {head} already")
+    else:
+        engine = utils.create_sqlalchemy_engine(os.environ["MLFLOW_BACKEND_STORE_URI"])
+        if utils._is_empty_database(engine):
+            say(f"making the tables of schema {head}")
+            utils._initialize_tables(engine)
+        else:
+            say(f"migrating the database from schema {before} to {head}; {DOCUMENT} says how to go back")
+            utils._upgrade_db(engine)
     if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
         from mlflow.server.auth import bootstrap_admin_user
 
@@ -237,28 +239,33 @@ def migrate(database, _arguments):
         say("the tables of users and permissions are there")
 
 
-def lock(database):
+def lock(cursor):
     """Until this process ends."""
-    with database.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,))
-        if not cursor.fetchone()[0]:
-            say("another pod migrates the database; waiting for it")
-            cursor.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+    cursor.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,))
+    if not cursor.fetchone()[0]:
+        say("another pod migrates the database; waiting for it")
+        cursor.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
 
 
-def schema(utils, engine):
-    """The database's schema and this MLflow's."""
+def schema(cursor):
+    """The database's schema, where it has one, and this MLflow's."""
     from alembic.script import ScriptDirectory
+    from mlflow.store.db import utils
     from mlflow.version import VERSION
 
-    before, head = utils._get_schema_version(engine), utils._get_latest_schema_revision()
+    cursor.execute("SELECT to_regclass('alembic_version') IS NOT NULL")
+    before = None
+    if cursor.fetchone()[0]:
+        cursor.execute("SELECT version_num FROM alembic_version")
+        row = cursor.fetchone()
+        before = row and row[0]
     scripts = ScriptDirectory.from_config(utils._get_alembic_config(db_url=""))
     if before is not None and before not in {script.revision for script in scripts.walk_revisions()}:
         raise Problem(
             f"the database has schema {before}, which MLflow {VERSION} does not know: a newer one has been here. Use that one again, or "
             f"restore the backup from before it ({DOCUMENT})"
         )
-    return before, head
+    return before, scripts.get_current_head()
 
 
 def serve(database, arguments):
