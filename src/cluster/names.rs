@@ -73,8 +73,8 @@ pub const TRACKING_AUTH: &str = "MLFLOW_TRACKING_AUTH";
 pub const TRACKING_USERNAME: (&str, &str) = ("MLFLOW_TRACKING_USERNAME", "username");
 /// The same with the user's password.
 pub const TRACKING_PASSWORD: (&str, &str) = ("MLFLOW_TRACKING_PASSWORD", "password");
-/// Environment variables by which MLflow's clients send large artifacts past its server, to the object store itself, or do
-/// not (MLflow 3.15 and later do, unless told otherwise).
+/// Environment variables by which MLflow's clients send artifacts past its server, to the object store itself, or do not;
+/// unless told otherwise those of MLflow 3.17 do where the server offers it.
 pub const TRACKING_DIRECT: [&str; 2] =
     ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"];
 /// Secret of a tenant's namespace with a user of MLflow.

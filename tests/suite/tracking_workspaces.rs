@@ -97,7 +97,8 @@ fn a_tenant_has_its_workspace_and_no_other() {
     let token = format!("Bearer {}", cluster.kubectl(&["create", "token", "default-editor", "-n", &bob]).trim());
     let status = || {
         let headers = [("x-mlflow-workspace", bob.as_str()), ("authorization", &token)];
-        server.call(hyper::Method::GET, search, &headers, None).0
+        let by_name = format!("/api/2.0/mlflow/experiments/get-by-name?experiment_name=of-{bob}");
+        server.call(hyper::Method::GET, &by_name, &headers, None).0
     };
     assert_eq!(status(), 200);
     cluster.kubectl(&["delete", "rolebinding", "default-editor", "-n", &bob]);
