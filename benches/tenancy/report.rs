@@ -19,7 +19,7 @@ const RATIO: f64 = 1.3;
 const EXPLANATION: &str = "\
 The ratio compares two processes that find the same number of namespaces without their objects and make that good, 16
 tenants at once, by the same client and as the same user: the controller, which also asks what is served, takes the
-lease, lists and watches five kinds, decides, remembers and logs; and a bare loop that is told every namespace's name,
+lease, lists and watches six kinds, decides, remembers and logs; and a bare loop that is told every namespace's name,
 uid and owner, and only applies. \"At once\": Profile and Namespace by 16 clients as fast as the API server takes
 them; they, the cluster's own controllers and ours share its CPU, so that the times of the bare loop say what was to
 be had. Times and requests are the audit log's, memory and CPU the kernel's.";
@@ -154,7 +154,7 @@ impl Report {
             }
         };
         let met = all().all(|restart| restart.pages == restart.pages_needed);
-        self.line("  LIST pages of each of the 5 kinds", pages).target("one list each".to_owned(), met).write(out)?;
+        self.line("  LIST pages of each of the 6 kinds", pages).target("one list each".to_owned(), met).write(out)?;
         self.line("  CPU of the process, s", of(|restart| restart.used.cpu_seconds)).write(out)?;
         let bounded = self.controllers().filter(|coming| is_bounded(coming)).flat_map(|coming| &coming.restarts);
         let met = bounded.into_iter().all(|restart| restart.used.peak_mb < MEMORY_MB);
