@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::audit::OWN;
 use crate::rounds::{CALM, Coming, Half, PACE, Pair, Restart, Who};
+use crate::spread::Spread;
 
 /// Largest number of namespaces for which [`MEMORY_MB`] holds.
 const MEMORY_NAMESPACES: usize = 5000;
@@ -132,7 +133,7 @@ impl Report {
             return Ok(());
         };
         let of = |of: fn(&Restart) -> f64| {
-            move |coming: &Coming| Spread::of(coming.restarts.iter().map(of)).map_or(String::new(), |s| s.to_string())
+            move |coming: &Coming| Spread::of(coming.restarts.iter().map(of)).map_or(String::new(), spread)
         };
         let all = || self.controllers().flat_map(|coming| &coming.restarts);
         let wide = format!("restart with nothing changed, {restarts} times");
@@ -177,7 +178,7 @@ impl Report {
             };
             let target = target
                 .map_or(String::new(), |target| format!("  at most {target}: {}", verdict(ratio.median <= target)));
-            let (controller, bare, ratio) = (controller.to_string(), bare.to_string(), ratio.to_string());
+            let (controller, bare, ratio) = (spread(controller), spread(bare), spread(ratio));
             writeln!(out, "{what:<44}{controller:>18}{bare:>18}  {ratio}{target}")
         };
         row("  start to last object, s", |half| half.seconds, Some(RATIO))?;
@@ -213,26 +214,9 @@ impl Line {
     }
 }
 
-/// Several rounds.
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let middle = (values.get(values.len().checked_sub(1)? / 2)? + values.get(values.len() / 2)?) / 2.0;
-        Some(Self { least: *values.first()?, median: middle, most: *values.last()? })
-    }
-}
-
-impl fmt::Display for Spread {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} {}..{}", seconds(self.median), seconds(self.least), seconds(self.most))
-    }
+/// Several rounds in a cell.
+fn spread(of: Spread) -> String {
+    format!("{} {}..{}", seconds(of.median), seconds(of.least), seconds(of.most))
 }
 
 fn is_bounded(coming: &Coming) -> bool {
