@@ -6,6 +6,8 @@ SHELL := bash
 VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 MANIFESTS ?= k8s-resources/base
+# Of benchmarks; where they run is their package.
+RESULTS ?= $(CURDIR)/target/bench
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
 	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh \
 	tests/s3/build k8s-resources/mlflow/create-infra.sh k8s-resources/mlflow/deploy.sh
@@ -55,10 +57,22 @@ fuzz: ## Look for bytes that break what is promised of any bytes, FUZZ_SECONDS (
 	fuzz/run $${FUZZ_SECONDS:-600}
 
 .PHONY: bench
-bench: ## Measure what a review, the launcher and a thousand tenants cost; about six minutes
-	cargo bench --locked --bench review
+bench: ## Measure what reviews, the launcher and a thousand tenants cost, into RESULTS (target/bench) as well; ten minutes
+	tests/setup bench
+	mkdir -p $(RESULTS)
+	cargo bench --locked --bench decide -- --json $(RESULTS)/decide.json
+	cargo bench --locked --bench review -- --json $(RESULTS)/review.json
 	cargo bench --locked --bench launcher
-	cargo bench --locked --bench tenancy
+	cargo bench --locked --bench tenancy -- --json $(RESULTS)/tenancy.json
+
+.PHONY: bench-compare
+bench-compare: ## Measure reviews again, and fail where they cost more than in an earlier bench's RESULTS, given as BASE
+	tests/setup bench
+	mkdir -p $(RESULTS)
+	cargo bench --locked --bench decide -- --json $(RESULTS)/decide.json
+	cargo bench --locked --bench review -- --json $(RESULTS)/review.json
+	cargo bench --locked --bench decide -- --compare $(abspath $(BASE))/decide.json $(RESULTS)/decide.json
+	cargo bench --locked --bench review -- --compare $(abspath $(BASE))/review.json $(RESULTS)/review.json
 
 .PHONY: cluster-up
 cluster-up: ## Start the test control plane and print its kubeconfig's path

@@ -66,10 +66,14 @@ impl Installation {
         Self { postgres: Mutex::new(postgres), store, bucket, objects, folder }
     }
 
-    /// A container of the Deployment, for a pod of that name.
+    /// A container of the Deployment `mlflow`, for a pod of that name.
     fn container(&self, name: &str, pod: &str) -> Container {
+        self.container_of("mlflow", name, pod)
+    }
+
+    fn container_of(&self, deployment: &str, name: &str, pod: &str) -> Container {
         let folder = own_folder(&self.folder, &format!("{pod}-{name}"));
-        Container::of(&self.objects, "Deployment", "mlflow", name, &secrets(), &folder)
+        Container::of(&self.objects, "Deployment", deployment, name, &secrets(), &folder)
     }
 
     fn migrate(&self, pod: &str) -> Output {
@@ -78,15 +82,16 @@ impl Installation {
 
     /// A pod: its migration, and the server, once that answers.
     fn start(&self, pod: &str) -> Server {
-        self.start_with(pod, |_| {})
+        self.start_with("mlflow", pod, |_| {})
     }
 
-    pub fn start_with(&self, pod: &str, change: impl Fn(&mut Container)) -> Server {
-        let mut migration = self.container("migrate", pod);
+    /// One of a Deployment, with what its pod would have beside its manifest.
+    pub fn start_with(&self, deployment: &str, pod: &str, change: impl Fn(&mut Container)) -> Server {
+        let mut migration = self.container_of(deployment, "migrate", pod);
         change(&mut migration);
         let migrated = migration.run(&python());
         assert!(migrated.status.success(), "{}", text(&migrated.stderr));
-        let mut container = self.container("mlflow", pod);
+        let mut container = self.container_of(deployment, "mlflow", pod);
         change(&mut container);
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         container.replace("--host=0.0.0.0", "--host=127.0.0.1");
@@ -438,71 +443,55 @@ fn the_first_line_says_what_is_wrong() {
     let installation = Installation::new("wrong", &["basic-auth"]);
     let migrated = installation.migrate("pod");
     assert!(migrated.status.success(), "{}", text(&migrated.stderr));
-    let first_line = |change: &dyn Fn(&mut Container), name: &str| {
+    // Variables that are other than they should be; without a value they are not there.
+    let first_line = |name: &str, variables: &[(&str, Option<&str>)]| {
         let mut container = installation.container(name, &format!("wrong-{name}"));
         container.set("TRACKING_DATABASE_PATIENCE", "0");
-        change(&mut container);
+        // The component's own wish would make the bucket.
+        container.environment.remove("TRACKING_CREATE_BUCKET");
+        for (variable, value) in variables {
+            match value {
+                Some(value) => container.set(variable, value),
+                None => drop(container.environment.remove(*variable)),
+            }
+        }
         let output = container.run(&python());
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let said = text(&output.stderr);
         assert!(!said.contains(mlflow::PASSWORD) && !said.contains(S3_KEY), "{said}");
         said.lines().next().unwrap_or_default().to_owned()
     };
-    let set =
-        |variable: &'static str, value: &'static str| move |container: &mut Container| container.set(variable, value);
-    let cases: [(Box<dyn Fn(&mut Container)>, &[&str]); 12] = [
-        (Box::new(set("PGPASSWORD", "p@ss:w/o%r")), &["refuses the user \"mlflow\"", "Secret mlflow-database"]),
-        (Box::new(set("PGPASSWORD", "")), &["PGPASSWORD is not set", "Secret mlflow-database, key password"]),
-        (Box::new(set("PGHOST", "")), &["PGHOST is not set", "ConfigMap mlflow"]),
-        (Box::new(set("PGPORT", "1")), &["PostgreSQL at 127.0.0.1:1", "does not answer", "refused"]),
-        (Box::new(set("PGDATABASE", "other")), &["has no database \"other\"", "PGDATABASE"]),
+    let (store, destination) = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION");
+    let key = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY";
+    let with_password = "postgresql+psycopg2://mlflow:p%40ss@db/mlflow";
+    let cases: [(&[(&str, Option<&str>)], &[&str]); 12] = [
+        (&[("PGPASSWORD", Some("p@ss:w/o%r"))], &["refuses the user 'mlflow'", "Secret mlflow-database"]),
+        (&[("PGPASSWORD", Some(""))], &["PGPASSWORD is not set", "Secret mlflow-database, key password"]),
+        (&[("PGHOST", None)], &["PGHOST is not set", "ConfigMap mlflow"]),
+        (&[("PGPORT", Some("1"))], &["PostgreSQL at 127.0.0.1:1", "does not answer", "refused"]),
+        (&[("PGDATABASE", Some("other"))], &["has no database 'other'", "PGDATABASE"]),
+        (&[(store, Some(with_password))], &["MLFLOW_BACKEND_STORE_URI has a password in it", "PGPASSWORD"]),
+        (&[(destination, Some("s3://other/a"))], &["no bucket 'other'", "MLFLOW_ARTIFACTS_DESTINATION"]),
+        (&[(destination, Some("gs://BUCKET/a"))], &["is still 'gs://BUCKET/a'", "your bucket"]),
+        (&[(destination, Some("/tmp/a"))], &["MLFLOW_ARTIFACTS_DESTINATION", "s3://BUCKET/PATH"]),
+        (&[("AWS_SECRET_ACCESS_KEY", Some("wrong"))], &["refuses our key", "(403)", "Secret mlflow-s3"]),
+        (&[(key, Some("short"))], &[key, "no Fernet key", "openssl rand"]),
         (
-            Box::new(set("MLFLOW_BACKEND_STORE_URI", "postgresql+psycopg2://mlflow:p%40ss@db/mlflow")),
-            &["MLFLOW_BACKEND_STORE_URI has a password in it", "PGPASSWORD"],
-        ),
-        (
-            Box::new(set("MLFLOW_ARTIFACTS_DESTINATION", "s3://other/a")),
-            &["no bucket \"other\"", "MLFLOW_ARTIFACTS_DESTINATION"],
-        ),
-        (
-            Box::new(set("MLFLOW_ARTIFACTS_DESTINATION", "gs://BUCKET/a")),
-            &["is still \"gs://BUCKET/a\"", "your bucket"],
-        ),
-        (
-            Box::new(set("MLFLOW_ARTIFACTS_DESTINATION", "/tmp/a")),
-            &["MLFLOW_ARTIFACTS_DESTINATION", "s3://BUCKET/PATH"],
-        ),
-        (Box::new(set("AWS_SECRET_ACCESS_KEY", "wrong")), &["refuses our key", "(403)", "Secret mlflow-s3"]),
-        (
-            Box::new(set("MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", "short")),
-            &["MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", "no Fernet key", "openssl rand"],
-        ),
-        (
-            Box::new(|container| {
-                container.environment.remove("MLFLOW_AUTH_ADMIN_PASSWORD");
-                container.environment.remove("AWS_ACCESS_KEY_ID");
-            }),
+            &[("MLFLOW_AUTH_ADMIN_PASSWORD", None), ("AWS_ACCESS_KEY_ID", None)],
             // All at once.
             &["Secret mlflow-auth, key admin-password", "Secret mlflow-s3, key access-key-id"],
         ),
     ];
-    for (change, parts) in &cases {
-        let line = first_line(
-            &|container| {
-                // The component's own wish would make the bucket.
-                container.environment.remove("TRACKING_CREATE_BUCKET");
-                change(container);
-            },
-            "mlflow",
-        );
-        for part in *parts {
-            assert!(line.starts_with("tracking: ERROR: ") && line.contains(&part.replace('"', "'")), "{part}: {line}");
+    for (variables, parts) in cases {
+        let line = first_line("mlflow", variables);
+        for part in parts {
+            assert!(line.starts_with("tracking: ERROR: ") && line.contains(part), "{part}: {line}");
         }
     }
     // A schema of the future is not touched.
     let postgres = installation.postgres.lock().unwrap();
     postgres.psql("mlflow", "UPDATE alembic_version SET version_num = 'future'");
-    let line = first_line(&|_| {}, "migrate");
+    let line = first_line("migrate", &[]);
     assert!(line.contains("schema future") && line.contains("a newer one has been here"), "{line}");
     assert_eq!(postgres.psql("mlflow", "SELECT version_num FROM alembic_version").trim(), "future");
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::pods::{object, rendered};
 use crate::support::{self, Cluster};
 
-/// Every overlay, and every component alone over the base (`s3-server` needs `s3`).
+/// Every overlay, and every component alone over the base; `people` needs two others.
 fn kustomizations() -> Vec<(String, Vec<Value>)> {
     let mut found = Vec::new();
     for overlay in names("overlays") {
@@ -15,7 +15,9 @@ fn kustomizations() -> Vec<(String, Vec<Value>)> {
     }
     found.push(("base".to_owned(), rendered("k8s-resources/mlflow/base")));
     for component in names("components") {
-        found.push((format!("base with {component}"), with(&[&component])));
+        let needed: &[&str] = if component == "people" { &["kubeflow", "workspaces"] } else { &[] };
+        let all: Vec<&str> = needed.iter().copied().chain([component.as_str()]).collect();
+        found.push((format!("base with {}", all.join(", ")), with(&all)));
     }
     found
 }
@@ -170,6 +172,24 @@ fn a_rollout_migrates_first_and_keeps_somebody_answering() {
         assert!(grace > server["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap() + 30, "{name}");
         assert!(object(&objects, "PodDisruptionBudget", "mlflow").is_object());
     }
+    // People's servers are the tenants' but for whom they believe, and whom they are reached by.
+    let objects = with(&["postgres", "s3", "kubeflow", "workspaces", "people"]);
+    let pods = ["mlflow", "mlflow-people"].map(|name| &object(&objects, "Deployment", name)["spec"]["template"]);
+    assert_eq!(pods[1]["spec"]["containers"][0]["args"], pods[0]["spec"]["containers"][0]["args"]);
+    assert_eq!(pods[1]["spec"]["initContainers"], pods[0]["spec"]["initContainers"]);
+    for constraint in pods[1]["spec"]["topologySpreadConstraints"].as_array().unwrap() {
+        assert_eq!(constraint["labelSelector"]["matchLabels"], json!({"app": "mlflow-people"}));
+        assert_eq!(constraint["whenUnsatisfiable"], "ScheduleAnyway");
+    }
+    let rules = &object(&objects, "AuthorizationPolicy", "mlflow-people")["spec"]["rules"];
+    let gateway = "cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account";
+    assert_eq!(rules.as_array().unwrap().len(), 1);
+    assert_eq!(rules[0]["from"], json!([{"source": {"principals": [gateway]}}]));
+    let tenants = object(&objects, "AuthorizationPolicy", "mlflow").to_string();
+    assert!(!tenants.contains(gateway), "the gateway has its own way");
+    let ingress = &object(&objects, "NetworkPolicy", "mlflow-postgres")["spec"]["ingress"][0]["from"];
+    assert_eq!(ingress.as_array().unwrap().len(), 2, "both reach the database");
+
     // The proxy of Cloud SQL is there before the migration, and as long as the pod.
     let objects = with(&["gcp"]);
     let pod = &object(&objects, "Deployment", "mlflow")["spec"]["template"]["spec"];
