@@ -15,6 +15,7 @@
 //! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
 //! | [`inspect`] | the same from the command line |
 //! | [`offline`] | the same without a cluster, for files |
+//! | [`projects`] | an MLflow project as a job-like object of any kind: rendered, created, followed |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
@@ -39,6 +40,7 @@ pub mod launch;
 pub mod mlflow;
 pub mod mutate;
 pub mod offline;
+pub mod projects;
 pub mod reviewer;
 pub mod server;
 pub mod settings;

@@ -227,7 +227,7 @@ mod tests {
 name: wine
 docker_env:
   image: wine:1
-  environment: [[MLFLOW_TRACKING_URI, 'http://mlflow:5000'], HOME, [DEBUG, true], [N, 4]]
+  environment: [[MLFLOW_TRACKING_URI, 'http://mlflow:5000'], HOME, [DEBUG, true], [COUNT, 4]]
   mem_limit: 512Mi
 entry_points:
   main:
@@ -249,7 +249,7 @@ entry_points:
                 set("MLFLOW_TRACKING_URI", "http://mlflow:5000"),
                 Variable::Copied("HOME".to_owned()),
                 set("DEBUG", "True"),
-                set("N", "4")
+                set("COUNT", "4")
             ]
         );
         let main = project.entry_point("main").unwrap();

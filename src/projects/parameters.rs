@@ -84,7 +84,10 @@ fn check(parameter: &Parameter, value: &str, folder: &Path) -> anyhow::Result<()
         // What is absolute or elsewhere is for the pod to find.
         "path" if !has_scheme(value) && !value.starts_with('/') => {
             let is_there = folder.join(value).exists();
-            ensure!(is_there, "parameter {name}: there is no {value:?} in the project, whose folder paths are relative to");
+            ensure!(
+                is_there,
+                "parameter {name}: there is no {value:?} in the project, whose folder paths are relative to"
+            );
         }
         _ => {}
     }
@@ -94,8 +97,11 @@ fn check(parameter: &Parameter, value: &str, folder: &Path) -> anyhow::Result<()
 /// As Python's `float` reads it.
 fn is_float(text: &str) -> bool {
     let text = text.trim();
-    let has_odd_underscore =
-        text.starts_with('_') || text.ends_with('_') || text.contains("__") || text.contains("._") || text.contains("_.");
+    let has_odd_underscore = text.starts_with('_')
+        || text.ends_with('_')
+        || text.contains("__")
+        || text.contains("._")
+        || text.contains("_.");
     !has_odd_underscore && text.replace('_', "").parse::<f64>().is_ok()
 }
 
@@ -197,7 +203,10 @@ mod tests {
             ("train 'a", "no closing '"),
             ("", "is empty"),
         ] {
-            let entry = EntryPoint { command: text.to_owned(), ..main("entry_points: {main: {command: c, parameters: {a: string}}}") };
+            let entry = EntryPoint {
+                command: text.to_owned(),
+                ..main("entry_points: {main: {command: c, parameters: {a: string}}}")
+            };
             let error = command(&entry, &[("a", "1")]).unwrap_err().to_string();
             assert!(error.contains(says), "{text}: {error}");
         }
@@ -205,7 +214,9 @@ mod tests {
 
     #[test]
     fn paths_and_uris() {
-        let entry = main("entry_points: {main: {command: '{p} {u}', parameters: {p: path, u: {type: uri, default: 's3://b/k'}}}}");
+        let entry = main(
+            "entry_points: {main: {command: '{p} {u}', parameters: {p: path, u: {type: uri, default: 's3://b/k'}}}}",
+        );
         for path in ["Cargo.toml", "src", "/data/in.csv", "s3://bucket/key"] {
             command(&entry, &[("p", path)]).unwrap();
         }
@@ -216,7 +227,10 @@ mod tests {
     #[test]
     fn values_of_the_command_line() {
         let texts = |texts: &[&str]| given(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
-        assert_eq!(texts(&["a=b=c", "d="]).unwrap(), [("a".to_owned(), "b=c".to_owned()), ("d".to_owned(), String::new())]);
+        assert_eq!(
+            texts(&["a=b=c", "d="]).unwrap(),
+            [("a".to_owned(), "b=c".to_owned()), ("d".to_owned(), String::new())]
+        );
         for wrong in [&["a"][..], &["=b"], &["a=1", "a=2"]] {
             assert!(texts(wrong).is_err(), "{wrong:?}");
         }

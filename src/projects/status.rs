@@ -221,7 +221,8 @@ mod tests {
 
     #[test]
     fn conditions_of_jobs() {
-        let is = |kind: &str, status: &str| json!([{"type": kind, "status": status, "message": "said", "reason": "Why"}]);
+        let is =
+            |kind: &str, status: &str| json!([{"type": kind, "status": status, "message": "said", "reason": "Why"}]);
         for (conditions, expected) in [
             (json!([]), Phase::Scheduled),
             (is("Complete", "True"), Phase::Finished),
@@ -252,16 +253,36 @@ mod tests {
     fn kinds_with_other_words() {
         for (version, kind, status, expected) in [
             ("argoproj.io/v1alpha1", "Workflow", json!({"phase": "Running"}), Phase::Running),
-            ("argoproj.io/v1alpha1", "Workflow", json!({"phase": "Error", "conditions": [{"type": "Completed", "status": "True"}]}), Phase::Failed),
+            (
+                "argoproj.io/v1alpha1",
+                "Workflow",
+                json!({"phase": "Error", "conditions": [{"type": "Completed", "status": "True"}]}),
+                Phase::Failed,
+            ),
             ("argoproj.io/v1alpha1", "Workflow", json!({"phase": "Succeeded"}), Phase::Finished),
             ("ray.io/v1", "RayJob", json!({"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}), Phase::Failed),
             ("ray.io/v1", "RayJob", json!({"jobDeploymentStatus": "Failed"}), Phase::Failed),
-            ("ray.io/v1", "RayJob", json!({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}), Phase::Finished),
+            (
+                "ray.io/v1",
+                "RayJob",
+                json!({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}),
+                Phase::Finished,
+            ),
             ("ray.io/v1", "RayJob", json!({"jobDeploymentStatus": "Initializing", "jobStatus": ""}), Phase::Scheduled),
             ("v1", "Pod", json!({"phase": "Succeeded"}), Phase::Finished),
             // Kubeflow's say it as a Job does.
-            ("kubeflow.org/v1", "PyTorchJob", json!({"conditions": [{"type": "Created", "status": "True"}, {"type": "Succeeded", "status": "True"}]}), Phase::Finished),
-            ("trainer.kubeflow.org/v1alpha1", "TrainJob", json!({"conditions": [{"type": "Complete", "status": "True"}]}), Phase::Finished),
+            (
+                "kubeflow.org/v1",
+                "PyTorchJob",
+                json!({"conditions": [{"type": "Created", "status": "True"}, {"type": "Succeeded", "status": "True"}]}),
+                Phase::Finished,
+            ),
+            (
+                "trainer.kubeflow.org/v1alpha1",
+                "TrainJob",
+                json!({"conditions": [{"type": "Complete", "status": "True"}]}),
+                Phase::Finished,
+            ),
         ] {
             let object = json!({"apiVersion": version, "kind": kind, "status": status});
             assert_eq!(phase(&object), expected, "{object}");
@@ -275,9 +296,7 @@ mod tests {
                 "mlflow.org/status-path": path, "mlflow.org/status-finished": "True, done", "mlflow.org/status-failed": "False"}}})
         };
         let tekton = r#"{.status.conditions[?(@.type=="Succeeded")].status}"#;
-        for (status, expected) in
-            [("True", Phase::Finished), ("False", Phase::Failed), ("Unknown", Phase::Scheduled)]
-        {
+        for (status, expected) in [("True", Phase::Finished), ("False", Phase::Failed), ("Unknown", Phase::Scheduled)] {
             let object = object(tekton, json!({"conditions": [{"type": "Succeeded", "status": status}]}));
             assert_eq!(phase(&object), expected);
             check(&object).unwrap();
@@ -290,7 +309,9 @@ mod tests {
     #[test]
     fn wrong_annotations_are_named() {
         let check = |annotations: Value| check(&json!({"metadata": {"annotations": annotations}})).unwrap_err();
-        assert!(check(json!({"mlflow.org/status-path": "[", "mlflow.org/status-finished": "a"})).contains("is no JSONPath"));
+        assert!(
+            check(json!({"mlflow.org/status-path": "[", "mlflow.org/status-finished": "a"})).contains("is no JSONPath")
+        );
         assert!(check(json!({"mlflow.org/status-path": ".a"})).contains("mlflow.org/status-finished is missing"));
         assert!(check(json!({"mlflow.org/status-failed": "a"})).contains("needs mlflow.org/status-path"));
     }

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use minijinja::value::ValueKind;
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value as Found};
 use serde_json::{Map, Value};
 
@@ -31,7 +31,7 @@ pub fn render(template: &Value, variables: &Map<String, Value>) -> anyhow::Resul
         out.write_str(&text).map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
     });
     filters(&mut environment);
-    let renderer = Renderer { environment, variables: Found::from_serialize(variables) };
+    let renderer = Renderer { environment, variables: Found::from(Serde(variables)) };
     let mut place = String::new();
     renderer.walk(template, &mut place)
 }
@@ -95,7 +95,8 @@ impl Renderer<'_> {
             return Ok(Value::String(text.to_owned()));
         }
         if let Some(expression) = whole(&source) {
-            let compiled = self.environment.compile_expression(expression).map_err(|error| explained(text, &error))?;
+            let compiled =
+                self.environment.compile_expression_owned(expression).map_err(|error| explained(text, &error))?;
             let found = compiled.eval(&self.variables).map_err(|error| explained(text, &error))?;
             ensure!(!found.is_undefined(), "{text:?}: there is no such value");
             return serde_json::to_value(&found).with_context(|| format!("{text:?}"));
@@ -135,8 +136,7 @@ fn in_text(value: &Found) -> Result<String, Error> {
         ValueKind::None => Err(Error::new(ErrorKind::InvalidOperation, "there is no value in it")),
         ValueKind::Map => wrong("a mapping"),
         ValueKind::Seq | ValueKind::Iterable => {
-            let words: Option<Vec<String>> =
-                value.try_iter()?.map(|word| word.as_str().map(str::to_owned)).collect();
+            let words: Option<Vec<String>> = value.try_iter()?.map(|word| word.as_str().map(str::to_owned)).collect();
             match words {
                 Some(words) => Ok(shell::join(words.iter().map(String::as_str))),
                 None => wrong("a list of mappings"),
@@ -154,7 +154,8 @@ fn modern(text: &str) -> anyhow::Result<String> {
     while let Some(at) = rest.find('{') {
         let (before, behind) = rest.split_at(at);
         out.push_str(before);
-        let theirs = [("{{", "}}"), ("{%", "%}"), ("{#", "#}")].into_iter().find(|(begin, _)| behind.starts_with(begin));
+        let theirs =
+            [("{{", "}}"), ("{%", "%}"), ("{#", "#}")].into_iter().find(|(begin, _)| behind.starts_with(begin));
         if let Some((begin, end)) = theirs {
             let length = behind.get(begin.len()..).and_then(|inside| inside.find(end)).map_or(begin.len(), |at| at + 4);
             let (taken, left) = behind.split_at_checked(length).unwrap_or((behind, ""));
@@ -191,7 +192,9 @@ fn old_placeholder(text: &str) -> anyhow::Result<Option<(&str, &str)>> {
             Some(left) => behind = left,
             None => {
                 let placeholder = text.split_inclusive('}').next().unwrap_or(text);
-                bail!("{placeholder}: a placeholder has keys alone, such as {{project['docker_env']['image']}}; for more, write {{{{ ... }}}}")
+                bail!(
+                    "{placeholder}: a placeholder has keys alone, such as {{project['docker_env']['image']}}; for more, write {{{{ ... }}}}"
+                )
             }
         }
     }
@@ -223,7 +226,9 @@ mod tests {
             },
             "parameters": {"workers": "4", "evil": "{{ project.name }}{project['name']}'; rm -rf / #"},
             "namespace": "alice",
-        }) else { panic!() };
+        }) else {
+            panic!()
+        };
         variables
     }
 
@@ -277,7 +282,18 @@ mod tests {
 
     #[test]
     fn other_braces_stay() {
-        for text in ["{\"a\": {\"b\": 1}}", "${VAR}", "{}", "{projects['name']}", "{replaced with MLflow Project name}", "}", "{", "{#", "a {# b", "$(VAR)"] {
+        for text in [
+            "{\"a\": {\"b\": 1}}",
+            "${VAR}",
+            "{}",
+            "{projects['name']}",
+            "{replaced with MLflow Project name}",
+            "}",
+            "{",
+            "{#",
+            "a {# b",
+            "$(VAR)",
+        ] {
             assert_eq!(rendered(text), text);
         }
     }
