@@ -63,6 +63,8 @@ mod offline;
 mod owner_only;
 #[path = "katib/pod_images.rs"]
 mod pod_images;
+#[path = "suite/projects.rs"]
+mod projects;
 #[path = "suite/properties.rs"]
 mod properties;
 #[path = "suite/registry.rs"]
@@ -85,6 +87,8 @@ mod server_operations;
 mod server_rollout;
 #[path = "suite/server_tls.rs"]
 mod server_tls;
+#[path = "suite/stand_in_node.rs"]
+mod stand_in_node;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/tenancy.rs"]

@@ -15,4 +15,4 @@ pub use error::Error;
 pub use pages::Page;
 pub use registry::{Event, ModelVersion, Run, Tag, TestResult, Webhook, WebhookRequest};
 pub use runs::{RunStatus, TrackedRun};
-pub use settings::{Authentication, Settings};
+pub use settings::{Authentication, Settings, tracking_uri};

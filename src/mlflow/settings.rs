@@ -179,7 +179,10 @@ impl Secret {
 }
 
 /// A base that paths can be put behind.
-fn tracking_uri(text: &str) -> Result<Uri, String> {
+///
+/// # Errors
+/// What is none: folders, databases, URIs with credentials in them.
+pub fn tracking_uri(text: &str) -> Result<Uri, String> {
     let expected = "expected http(s)://HOST[:PORT][/PREFIX]";
     let uri: Uri = text.trim_end_matches('/').parse().map_err(|error| format!("{error}; {expected}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {

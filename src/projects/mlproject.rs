@@ -10,21 +10,21 @@ use crate::yaml;
 
 /// What a project says of itself.
 #[derive(Clone, Debug, Default)]
-pub struct Project {
+pub(super) struct Project {
     /// Its name, which MLflow wants of every project with an image.
-    pub name: String,
+    pub(super) name: String,
     /// The image that its code runs in, or that its code is put into.
-    pub image: Option<String>,
+    pub(super) image: Option<String>,
     /// Variables of its environment, in their order.
-    pub environment: Vec<Variable>,
+    pub(super) environment: Vec<Variable>,
     /// The whole file, other keys included: templates may refer to them.
-    pub document: Map<String, Value>,
+    pub(super) document: Map<String, Value>,
     entry_points: Vec<EntryPoint>,
 }
 
 /// An entry of `docker_env.environment`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Variable {
+pub(super) enum Variable {
     /// `[NAME, value]`
     Set(String, String),
     /// `NAME`: as it is where the project is submitted.
@@ -33,24 +33,24 @@ pub enum Variable {
 
 /// One thing that a project can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntryPoint {
+pub(super) struct EntryPoint {
     /// Its name.
-    pub name: String,
+    pub(super) name: String,
     /// What it declares, by name.
-    pub parameters: Vec<Parameter>,
+    pub(super) parameters: Vec<Parameter>,
     /// The command, with `{parameter}` in it.
-    pub command: String,
+    pub(super) command: String,
 }
 
 /// A parameter that an entry point declares.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parameter {
+pub(super) struct Parameter {
     /// Its name.
-    pub name: String,
+    pub(super) name: String,
     /// `string`, `float`, `path`, `uri`; others are as `string`.
-    pub kind: String,
+    pub(super) kind: String,
     /// The value where none is given; without one it has to be given.
-    pub default: Option<String>,
+    pub(super) default: Option<String>,
 }
 
 impl Project {
@@ -58,7 +58,7 @@ impl Project {
     ///
     /// # Errors
     /// Those of the file, which name the key.
-    pub fn of_folder(folder: &Path) -> anyhow::Result<Self> {
+    pub(super) fn of_folder(folder: &Path) -> anyhow::Result<Self> {
         let files = std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
         let is_it = |name: &std::ffi::OsString| name.to_string_lossy().eq_ignore_ascii_case("mlproject");
         let file = files.filter_map(|file| Some(file.ok()?.file_name())).find(is_it);
@@ -71,7 +71,7 @@ impl Project {
     ///
     /// # Errors
     /// What is not as it has to be, by key.
-    pub fn read(text: &str) -> anyhow::Result<Self> {
+    pub(super) fn read(text: &str) -> anyhow::Result<Self> {
         let document = match yaml::value(text)? {
             Value::Object(document) => document,
             Value::Null => Map::new(),
@@ -114,7 +114,7 @@ impl Project {
     ///
     /// # Errors
     /// There is none; with the names of those that are there.
-    pub fn entry_point(&self, name: &str) -> anyhow::Result<EntryPoint> {
+    pub(super) fn entry_point(&self, name: &str) -> anyhow::Result<EntryPoint> {
         if let Some(found) = self.entry_points.iter().find(|entry_point| entry_point.name == name) {
             return Ok(found.clone());
         }

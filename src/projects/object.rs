@@ -16,30 +16,30 @@ const LONGEST_NAME: usize = 50;
 
 /// What goes into a template.
 #[derive(Clone, Debug)]
-pub struct Submission<'s> {
+pub(super) struct Submission<'s> {
     /// The project.
-    pub project: &'s Project,
+    pub(super) project: &'s Project,
     /// The name of its entry point.
-    pub entry_point: &'s str,
+    pub(super) entry_point: &'s str,
     /// What that comes to.
-    pub command: &'s Command,
+    pub(super) command: &'s Command,
     /// The image, pinned where it was built.
-    pub image: &'s str,
+    pub(super) image: &'s str,
     /// Environment, see [`environment`].
-    pub environment: &'s [Given],
+    pub(super) environment: &'s [Given],
     /// A name that no other run has, see [`name`].
-    pub name: &'s str,
+    pub(super) name: &'s str,
     /// MLflow's id of the run.
-    pub run_id: &'s str,
+    pub(super) run_id: &'s str,
     /// The run's experiment.
-    pub experiment_id: &'s str,
+    pub(super) experiment_id: &'s str,
     /// The namespace that the user has named.
-    pub namespace: Option<&'s str>,
+    pub(super) namespace: Option<&'s str>,
 }
 
 /// A name for a run's object: the project's, as far as a name in Kubernetes can be that, and the time.
 #[must_use]
-pub fn name(project: &str, time: &str) -> String {
+pub(super) fn name(project: &str, time: &str) -> String {
     let mut name = String::new();
     for character in project.chars().map(|character| character.to_ascii_lowercase()) {
         if character.is_ascii_alphanumeric() {
@@ -58,7 +58,7 @@ pub fn name(project: &str, time: &str) -> String {
 /// The pod's environment: where MLflow and the run are, then what the project sets or copies. `pod_uri` is MLflow's address as
 /// pods reach it, if the user says so: it wins. `host` gives the variables of whoever submits.
 #[must_use]
-pub fn environment(
+pub(super) fn environment(
     project: &Project,
     run: &[Given],
     pod_uri: Option<&str>,
@@ -120,10 +120,9 @@ fn object_at<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<Stri
 ///
 /// # Errors
 /// What of the template is not as it has to be, by field.
-pub fn object(template: &Value, submission: &Submission<'_>) -> anyhow::Result<Value> {
-    let mut object = match template::render(template, &variables(submission))? {
-        Value::Object(object) => object,
-        _ => bail!("the template: expected an object with apiVersion and kind"),
+pub(super) fn object(template: &Value, submission: &Submission<'_>) -> anyhow::Result<Value> {
+    let Value::Object(mut object) = template::render(template, &variables(submission))? else {
+        bail!("the template: expected an object with apiVersion and kind")
     };
     for field in ["apiVersion", "kind"] {
         let is_text = object.get(field).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
@@ -226,10 +225,14 @@ fn each_at(value: &mut Value, path: &TemplatePath, change: &mut impl FnMut(&mut 
         match (steps.split_first(), value) {
             (None, Value::Object(template)) => change(template),
             (Some((step, rest)), Value::Object(fields)) if step == "*" => {
-                fields.values_mut().for_each(|field| follow(field, rest, change));
+                for field in fields.values_mut() {
+                    follow(field, rest, change);
+                }
             }
             (Some((step, rest)), Value::Array(items)) if step == "*" => {
-                items.iter_mut().for_each(|item| follow(item, rest, change));
+                for item in items {
+                    follow(item, rest, change);
+                }
             }
             (Some((step, rest)), value) => {
                 if let Some(field) = value.get_mut(step) {
@@ -255,7 +258,11 @@ fn each_by_shape(value: &mut Value, change: &mut impl FnMut(&mut Map<String, Val
                 }
             }
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| each_by_shape(item, change)),
+        Value::Array(items) => {
+            for item in items {
+                each_by_shape(item, change);
+            }
+        }
         _ => {}
     }
 }
@@ -271,6 +278,7 @@ name: wine
 docker_env: {image: 'wine:1', environment: [[A, '{{ b }}'], HOME], mem_limit: 512Mi}
 entry_points: {main: {command: 'python train.py --note {note}', parameters: {note: string}}}";
 
+    #[allow(clippy::unwrap_in_result)]
     fn made(template: &Value, note: &str) -> anyhow::Result<Value> {
         let project = Project::read(PROJECT).unwrap();
         let given = [("note".to_owned(), note.to_owned())];

@@ -8,24 +8,24 @@ use super::mlproject::{EntryPoint, Parameter};
 use super::shell;
 
 /// A value by name, as `-P name=value` gives it.
-pub type Given = (String, String);
+pub(super) type Given = (String, String);
 
 /// What an entry point comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Command {
+pub(super) struct Command {
     /// As a shell is to read it, each value quoted: what MLflow calls the command.
-    pub line: String,
+    pub(super) line: String,
     /// Its words: a container's command. The program gets each value exactly as it was given.
-    pub words: Vec<String>,
+    pub(super) words: Vec<String>,
     /// The values of all parameters, those beyond the entry point last.
-    pub parameters: Vec<Given>,
+    pub(super) parameters: Vec<Given>,
 }
 
 /// Reads the values of `-P`.
 ///
 /// # Errors
 /// One that has no `=`, and a name that is given twice.
-pub fn given(texts: &[String]) -> anyhow::Result<Vec<Given>> {
+pub(super) fn given(texts: &[String]) -> anyhow::Result<Vec<Given>> {
     let mut given: Vec<Given> = Vec::new();
     for text in texts {
         let Some((name, value)) = text.split_once('=') else { bail!("-P {text}: expected NAME=VALUE") };
@@ -42,7 +42,7 @@ impl EntryPoint {
     ///
     /// # Errors
     /// Values that are missing or of the wrong type, by parameter; a command that names what is not declared.
-    pub fn command(&self, given: &[Given], folder: &Path) -> anyhow::Result<Command> {
+    pub(super) fn command(&self, given: &[Given], folder: &Path) -> anyhow::Result<Command> {
         let value_of = |parameter: &Parameter| {
             let value = given.iter().find(|(name, _)| *name == parameter.name).map(|(_, value)| value.clone());
             value.or_else(|| parameter.default.clone())

@@ -2,7 +2,7 @@
 
 /// One word that a POSIX shell reads back as it is (`shlex.quote`).
 #[must_use]
-pub fn quote(word: &str) -> String {
+pub(super) fn quote(word: &str) -> String {
     let is_safe = |character: char| character.is_ascii_alphanumeric() || "_@%+=:,./-".contains(character);
     if !word.is_empty() && word.chars().all(is_safe) {
         return word.to_owned();
@@ -12,7 +12,7 @@ pub fn quote(word: &str) -> String {
 
 /// A line that a POSIX shell reads back as these words (`shlex.join`).
 #[must_use]
-pub fn join<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
+pub(super) fn join<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
     words.into_iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
@@ -20,7 +20,7 @@ pub fn join<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
 ///
 /// # Errors
 /// A quotation without its end, or a backslash with nothing behind it.
-pub fn split(line: &str) -> Result<Vec<String>, String> {
+pub(super) fn split(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut characters = line.chars();
@@ -60,7 +60,7 @@ fn quotation(quote: char, characters: &mut impl Iterator<Item = char>) -> Option
 
 /// Operators of the shell that stand as words of their own: whoever writes them means a shell, which a container has not got.
 #[must_use]
-pub fn operators(words: &[String]) -> Vec<&str> {
+pub(super) fn operators(words: &[String]) -> Vec<&str> {
     let is_operator = |word: &&str| matches!(*word, "&&" | "||" | "|" | ";" | "&" | ">" | ">>" | "<" | "2>&1");
     words.iter().map(String::as_str).filter(is_operator).collect()
 }

@@ -7,7 +7,7 @@ use crate::cluster::names;
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(super) enum Phase {
     /// Nobody has begun.
     Scheduled,
     /// It has begun.
@@ -21,20 +21,20 @@ pub enum Phase {
 impl Phase {
     /// Whether nothing comes after it.
     #[must_use]
-    pub fn is_final(self) -> bool {
+    pub(super) fn is_final(self) -> bool {
         matches!(self, Self::Finished | Self::Failed)
     }
 }
 
 /// What is known of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub(super) struct Progress {
     /// How far it is.
-    pub phase: Phase,
+    pub(super) phase: Phase,
     /// In the words of whoever said so.
-    pub message: Option<String>,
+    pub(super) message: Option<String>,
     /// Whether anybody has written a status at all.
-    pub has_status: bool,
+    pub(super) has_status: bool,
 }
 
 /// Where a kind says how far it is, and in which words.
@@ -46,20 +46,23 @@ struct Words {
     running: Vec<String>,
 }
 
-/// Kinds that do not say it by the conditions of a Job: group, kind, places, and the words for finished, failed, running.
-/// To add one for everybody, add a row; a template says it by annotations.
+/// Group and kind; places; the words for finished, failed, running.
+type Row = (&'static str, &'static str, &'static [&'static str], [&'static [&'static str]; 3]);
+
+/// Kinds that do not say it by the conditions of a Job. To add one for everybody, add a row; a template says it by annotations.
 #[rustfmt::skip]
-const KNOWN: &[(&str, &str, &[&str], &[&str], &[&str], &[&str])] = &[
-    ("", "Pod", &["$.status.phase"], &["Succeeded"], &["Failed"], &["Running"]),
+const KNOWN: &[Row] = &[
+    ("", "Pod", &["$.status.phase"], [&["Succeeded"], &["Failed"], &["Running"]]),
     // Argo Workflows: its condition Completed is true of failures as well.
-    ("argoproj.io", "Workflow", &["$.status.phase"], &["Succeeded"], &["Failed", "Error"], &["Running"]),
+    ("argoproj.io", "Workflow", &["$.status.phase"], [&["Succeeded"], &["Failed", "Error"], &["Running"]]),
     // KubeRay: the former says that the job could not even be submitted.
     ("ray.io", "RayJob", &["$.status.jobDeploymentStatus", "$.status.jobStatus"],
-        &["SUCCEEDED"], &["Failed", "FAILED", "STOPPED"], &["Running", "RUNNING"]),
-    ("jobset.x-k8s.io", "JobSet", &["$.status.terminalState"], &["Completed"], &["Failed"], &[]),
+        [&["SUCCEEDED"], &["Failed", "FAILED", "STOPPED"], &["Running", "RUNNING"]]),
+    ("jobset.x-k8s.io", "JobSet", &["$.status.terminalState"], [&["Completed"], &["Failed"], &[]]),
     ("sparkoperator.k8s.io", "SparkApplication", &["$.status.applicationState.state"],
-        &["COMPLETED"], &["FAILED", "SUBMISSION_FAILED"], &["RUNNING"]),
-    ("batch.volcano.sh", "Job", &["$.status.state.phase"], &["Completed"], &["Failed", "Aborted", "Terminated"], &["Running"]),
+        [&["COMPLETED"], &["FAILED", "SUBMISSION_FAILED"], &["RUNNING"]]),
+    ("batch.volcano.sh", "Job", &["$.status.state.phase"],
+        [&["Completed"], &["Failed", "Aborted", "Terminated"], &["Running"]]),
 ];
 
 /// Conditions that are true of what has ended well and badly: Jobs, the training operator's kinds, TrainJob, CustomJob.
@@ -68,7 +71,7 @@ const FAILED: &[&str] = &["Failed"];
 
 /// What an object says.
 #[must_use]
-pub fn progress(object: &Value) -> Progress {
+pub(super) fn progress(object: &Value) -> Progress {
     let status = object.get("status").filter(|status| status.as_object().is_some_and(|fields| !fields.is_empty()));
     let mut progress = Progress { phase: Phase::Scheduled, message: None, has_status: status.is_some() };
     let Some(status) = status else { return progress };
@@ -116,7 +119,7 @@ pub fn progress(object: &Value) -> Progress {
 ///
 /// # Errors
 /// The annotation and the mend.
-pub fn check(object: &Value) -> Result<(), String> {
+pub(super) fn check(object: &Value) -> Result<(), String> {
     let annotation = |name: &str| annotation(object, name);
     let Some(path) = annotation(names::STATUS_PATH) else {
         let stray = [names::STATUS_FINISHED, names::STATUS_FAILED, names::STATUS_RUNNING];
@@ -151,8 +154,9 @@ fn words(object: &Value) -> Option<Words> {
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
     let group = text("apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
     let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-    let row = KNOWN.iter().find(|row| row.0 == group && row.1 == text("kind"))?;
-    Some(Words { paths: owned(row.2), finished: owned(row.3), failed: owned(row.4), running: owned(row.5) })
+    let (_, _, paths, [finished, failed, running]) =
+        KNOWN.iter().find(|row| row.0 == group && row.1 == text("kind"))?;
+    Some(Words { paths: owned(paths), finished: owned(finished), failed: owned(failed), running: owned(running) })
 }
 
 /// As kubectl writes it, `{.status.phase}`, or as the standard does, `$.status.phase` (RFC 9535).
@@ -183,13 +187,13 @@ fn texts_at(object: &Value, path: &str) -> Vec<String> {
 
 /// An annotation of an object.
 #[must_use]
-pub fn annotation<'o>(object: &'o Value, name: &str) -> Option<&'o str> {
+pub(super) fn annotation<'o>(object: &'o Value, name: &str) -> Option<&'o str> {
     object.get("metadata")?.get("annotations")?.get(name)?.as_str()
 }
 
 /// What pods say of an object that has no status: that all have ended, and how.
 #[must_use]
-pub fn of_pods(pods: &[Value]) -> Option<Phase> {
+pub(super) fn of_pods(pods: &[Value]) -> Option<Phase> {
     let phases: Vec<_> =
         pods.iter().map(|pod| pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default()).collect();
     if phases.is_empty() {

@@ -22,7 +22,7 @@ const LONGEST: usize = 1 << 20;
 ///
 /// # Errors
 /// Those of a text, with its place in the template.
-pub fn render(template: &Value, variables: &Map<String, Value>) -> anyhow::Result<Value> {
+pub(super) fn render(template: &Value, variables: &Map<String, Value>) -> anyhow::Result<Value> {
     let mut environment = Environment::empty();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_fuel(Some(FUEL));
@@ -188,14 +188,13 @@ fn old_placeholder(text: &str) -> anyhow::Result<Option<(&str, &str)>> {
             let expression = inside.strip_suffix(behind).unwrap_or(inside).trim_end();
             return Ok(Some((expression, left)));
         }
-        match key(behind) {
-            Some(left) => behind = left,
-            None => {
-                let placeholder = text.split_inclusive('}').next().unwrap_or(text);
-                bail!(
-                    "{placeholder}: a placeholder has keys alone, such as {{project['docker_env']['image']}}; for more, write {{{{ ... }}}}"
-                )
-            }
+        if let Some(left) = key(behind) {
+            behind = left;
+        } else {
+            let placeholder = text.split_inclusive('}').next().unwrap_or(text);
+            bail!(
+                "{placeholder}: a placeholder has keys alone, such as {{project['docker_env']['image']}}; for more, write {{{{ ... }}}}"
+            )
         }
     }
 }
