@@ -90,7 +90,12 @@ fn variables(submission: &Submission<'_>) -> Map<String, Value> {
     let docker = object_at(&mut project, "docker_env");
     docker.insert("image".to_owned(), submission.image.into());
     docker.insert("environment".to_owned(), environment.into());
-    let entry_point = object_at(object_at(&mut project, "entry_points"), submission.entry_point);
+    let entry_points = object_at(&mut project, "entry_points");
+    // Those that do not run have no values in their commands: a template that names one is to hear of it.
+    for other in entry_points.values_mut().filter_map(Value::as_object_mut) {
+        other.remove("command");
+    }
+    let entry_point = object_at(entry_points, submission.entry_point);
     entry_point.insert("command".to_owned(), submission.command.words.clone().into());
     let parameters: Map<String, Value> =
         submission.command.parameters.iter().map(|(name, value)| (name.clone(), value.clone().into())).collect();
@@ -276,7 +281,7 @@ mod tests {
     const PROJECT: &str = "
 name: wine
 docker_env: {image: 'wine:1', environment: [[A, '{{ b }}'], HOME], mem_limit: 512Mi}
-entry_points: {main: {command: 'python train.py --note {note}', parameters: {note: string}}}";
+entry_points: {main: {command: 'python train.py --note {note}', parameters: {note: string}}, other: {command: 'x'}}";
 
     #[allow(clippy::unwrap_in_result)]
     fn made(template: &Value, note: &str) -> anyhow::Result<Value> {
@@ -378,6 +383,7 @@ entry_points: {main: {command: 'python train.py --note {note}', parameters: {not
     fn what_is_wrong_with_a_template_is_named() {
         for (template, says) in [
             (json!([]), "expected an object"),
+            (json!({"a": "{project['entry_points']['other']['command']}"}), "write {{ command }}"),
             (json!({"kind": "Job"}), "apiVersion is missing"),
             (json!({"apiVersion": "v1"}), "kind is missing"),
             (json!({"apiVersion": "batch/v1", "kind": "Job"}), "spec: expected a mapping"),

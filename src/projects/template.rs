@@ -98,7 +98,9 @@ impl Renderer<'_> {
             let compiled =
                 self.environment.compile_expression_owned(expression).map_err(|error| explained(text, &error))?;
             let found = compiled.eval(&self.variables).map_err(|error| explained(text, &error))?;
-            ensure!(!found.is_undefined(), "{text:?}: there is no such value");
+            let mend =
+                if text.contains("entry_points") { "; for the entry point that runs, write {{ command }}" } else { "" };
+            ensure!(!found.is_undefined(), "{text:?}: there is no such value{mend}");
             return serde_json::to_value(&found).with_context(|| format!("{text:?}"));
         }
         let rendered =

@@ -84,7 +84,13 @@ pub(super) async fn experiment(client: &Client, name: Option<&str>, id: Option<&
         return Ok(found);
     }
     eprintln!("making the experiment {name:?}");
-    Ok(client.create_experiment(name).await?)
+    match client.create_experiment(name).await {
+        // Somebody else was faster.
+        Err(error) if error.code() == Some("RESOURCE_ALREADY_EXISTS") => {
+            Ok(client.experiment_named(name).await?.ok_or(error)?)
+        }
+        made => Ok(made?),
+    }
 }
 
 /// Where a run's object is, by its tags.

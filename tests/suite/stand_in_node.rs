@@ -76,8 +76,9 @@ impl StandIn {
                 ready.send(()).unwrap();
                 while !stopped.load(Ordering::Relaxed) {
                     // The API server may be away for a while; a kubelet goes on when it is back.
-                    let _ = kubelet.control().await;
-                    let _ = kubelet.sync().await;
+                    for done in [kubelet.control().await, kubelet.sync().await] {
+                        done.unwrap_or_else(|error| eprintln!("stand-in: {error}"));
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 kubelet.end().await;
@@ -129,7 +130,9 @@ fn seconds() -> String {
 impl Kubelet {
     async fn new(options: Options, stop: Arc<AtomicBool>) -> Self {
         let kubeconfig = kube::config::Kubeconfig::read_from(&options.kubeconfig).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+            .await
+            .unwrap();
         let client = Client::try_from(config).unwrap();
         let logs = Logs::default();
         let port = serve_logs(&options.namespace, Arc::clone(&logs), stop);
@@ -207,14 +210,10 @@ impl Kubelet {
                     "metadata": {"name": pod.name_any()}, "target": {"apiVersion": "v1", "kind": "Node", "name": self.node},
                 }))
                 .unwrap();
-                let body = serde_json::to_vec(&binding).unwrap();
-                let _: Value = self
-                    .pods()
-                    .create_subresource("binding", &pod.name_any(), &PostParams::default(), body)
-                    .await
-                    .or_else(
-                        |error| if matches!(&error, kube::Error::SerdeError(_)) { Ok(Value::Null) } else { Err(error) },
-                    )?;
+                let pods = self.pods();
+                let bound: kube::Result<Value> =
+                    pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await;
+                bound?;
             } else if !self.running.contains_key(&uid) {
                 let running = self.run(pod);
                 self.running.insert(uid, running);
