@@ -63,6 +63,8 @@ mod offline;
 mod owner_only;
 #[path = "katib/pod_images.rs"]
 mod pod_images;
+#[path = "suite/project_images.rs"]
+mod project_images;
 #[path = "suite/projects.rs"]
 mod projects;
 #[path = "suite/properties.rs"]

@@ -39,19 +39,35 @@ fn the_code_is_built_into_an_image_pushed_and_pinned() {
     // buildah without containers, with a storage of this test's own.
     let storage = scene.folder.join("storage.conf");
     let at = |name: &str| scene.folder.join(name).display().to_string();
-    fs::write(&storage, format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n", at("graph"), at("run"))).unwrap();
+    fs::write(
+        &storage,
+        format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n", at("graph"), at("run")),
+    )
+    .unwrap();
     let buildah = |arguments: &[&str]| {
         let mut command = Command::new("buildah");
-        let output = command.args(arguments).env("CONTAINERS_STORAGE_CONF", &storage).env("BUILDAH_ISOLATION", "chroot").output();
+        let output = command
+            .args(arguments)
+            .env("CONTAINERS_STORAGE_CONF", &storage)
+            .env("BUILDAH_ISOLATION", "chroot")
+            .output();
         let output = output.expect("buildah runs; tests/setup installs it");
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let base = buildah(&["from", "scratch"]);
     buildah(&["commit", &base, "localhost/none:1"]);
-    fs::write(scripts.join("MLproject"), fs::read_to_string(scripts.join("MLproject")).unwrap().replace("none:1", "localhost/none:1")).unwrap();
+    fs::write(
+        scripts.join("MLproject"),
+        fs::read_to_string(scripts.join("MLproject")).unwrap().replace("none:1", "localhost/none:1"),
+    )
+    .unwrap();
 
-    let arguments = scene.run(&scripts, config, &["-e", "fail", "--build", "--builder", "buildah", "--insecure-registry", "--detach"]);
+    let arguments = scene.run(
+        &scripts,
+        config,
+        &["-e", "fail", "--build", "--builder", "buildah", "--insecure-registry", "--detach"],
+    );
     let mut command = scene.command(&arguments);
     let ended = Ended::from(
         command.env("CONTAINERS_STORAGE_CONF", &storage).env("BUILDAH_ISOLATION", "chroot").output().unwrap(),
@@ -121,7 +137,9 @@ fn docker_and_podman_are_told_the_same() {
         let calls = fs::read_to_string(&calls).unwrap();
         let folder = scripts.display();
         for part in [
-            format!("--tag {tag} {folder}\nFROM none:1\nCOPY . /mlflow/projects/code/\nWORKDIR /mlflow/projects/code/\npush "),
+            format!(
+                "--tag {tag} {folder}\nFROM none:1\nCOPY . /mlflow/projects/code/\nWORKDIR /mlflow/projects/code/\npush "
+            ),
             format!(" {tag}\n").trim_start_matches(' ').to_owned(),
         ] {
             assert!(calls.contains(&part), "{name}: {calls}");

@@ -23,15 +23,15 @@ fn mlflow() -> &'static Mlflow {
 }
 
 /// A namespace, projects, and somebody who runs them there.
-struct Scene {
-    namespace: String,
-    folder: PathBuf,
+pub struct Scene {
+    pub namespace: String,
+    pub folder: PathBuf,
     cluster: Cluster,
     kubeconfig: PathBuf,
 }
 
 impl Scene {
-    fn new(test: &str) -> Self {
+    pub fn new(test: &str) -> Self {
         Self::on(Cluster::shared(), test)
     }
 
@@ -56,7 +56,7 @@ impl Scene {
     }
 
     /// A project of shell scripts, with templates; its folder.
-    fn scripts(&self) -> PathBuf {
+    pub fn scripts(&self) -> PathBuf {
         let folder = self.folder.join("scripts");
         fs::create_dir_all(&folder).unwrap();
         let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
@@ -86,7 +86,7 @@ impl Scene {
         folder
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         // A run that never ends is to fail the test.
         let mut command = Command::new("timeout");
         command
@@ -104,7 +104,7 @@ impl Scene {
     }
 
     /// The arguments of a run in this scene's namespace.
-    fn run<'a>(&'a self, project: &'a Path, config: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    pub fn run<'a>(&'a self, project: &'a Path, config: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         [&["run", project.to_str().unwrap(), "-c", config, "-n", &self.namespace], more].concat()
     }
 
@@ -120,7 +120,7 @@ impl Scene {
     }
 
     /// The object of a run.
-    fn object(&self, kind: &str, run: &str) -> Option<Value> {
+    pub fn object(&self, kind: &str, run: &str) -> Option<Value> {
         let label = format!("mlflow.org/run-id={run}");
         let list = self.cluster.kubectl(&["get", kind, "-n", &self.namespace, "-l", &label, "-o", "json"]);
         serde_json::from_str::<Value>(&list).unwrap()["items"].get(0).cloned()
@@ -134,10 +134,10 @@ impl Drop for Scene {
 }
 
 #[derive(Debug)]
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl From<Output> for Ended {
@@ -152,7 +152,7 @@ impl From<Output> for Ended {
 
 impl Ended {
     /// The id of the run that it was about.
-    fn run(&self) -> &str {
+    pub fn run(&self) -> &str {
         let (_, behind) = self.stderr.split_once("run ").unwrap_or_else(|| panic!("{self:?}"));
         &behind[..32]
     }
@@ -206,16 +206,16 @@ impl Drop for Started {
 }
 
 /// A run as MLflow has it.
-struct Tracked {
-    status: String,
+pub struct Tracked {
+    pub status: String,
     params: BTreeMap<String, String>,
-    tags: BTreeMap<String, String>,
+    pub tags: BTreeMap<String, String>,
     metrics: BTreeMap<String, f64>,
     info: Value,
     outputs: Value,
 }
 
-fn tracked(run: &str) -> Tracked {
+pub fn tracked(run: &str) -> Tracked {
     let (code, found) = mlflow().call(Method::GET, &format!("/api/2.0/mlflow/runs/get?run_id={run}"), None);
     assert_eq!(code, 200, "{found}");
     let data = &found["run"]["data"];
@@ -636,4 +636,61 @@ fn the_example_is_what_the_api_server_takes() {
     assert!(ended.code == 0 && ended.stdout.contains("http://127.0.0.1:1"), "{ended:?}");
     let ended = scene.project(&scene.run(example(), "kubernetes_config.json", &["--dry-run"]));
     assert!(ended.code == 2 && ended.stderr.contains("no value for -P alpha=..."), "{ended:?}");
+}
+
+/// A tenant has no right to watch and none beyond its namespace; admission makes its pods a tenant's.
+#[test]
+fn a_tenants_project_gets_what_a_tenants_job_gets() {
+    let tenants = crate::cluster::Scene::new("project");
+    let server = crate::server::Server::start(&tenants.certificate, &[]);
+    tenants.point_webhooks_at(server.address);
+    let cluster = Cluster::shared();
+    let folder = support::folder("projects-tenant");
+    let namespace = tenants.tenant.clone();
+    let rights = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
+        "metadata": {"name": "runs-projects", "namespace": namespace}, "rules": [
+            {"apiGroups": ["mlflow.org"], "resources": ["customjobs"], "verbs": ["get", "create", "delete"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+            {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]}]});
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "runs-projects", "namespace": namespace},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "runs-projects"},
+        "subjects": [{"kind": "ServiceAccount", "name": "default-editor", "namespace": namespace}]});
+    cluster.apply(&rights);
+    cluster.apply(&binding);
+    let kubeconfig = cluster.kubeconfig_of("default-editor", &namespace, &folder);
+    let scene = Scene { namespace, folder, cluster, kubeconfig };
+    let scripts = scene.scripts();
+    let _stand_in = scene.stand_in(&scripts, true);
+    let out = format!("out={}", scene.folder.join("out.json").display());
+    let ended = scene.project(&scene.run(&scripts, "custom.json", &["-e", "say", "-P", &out, "-P", "text=x"]));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(tracked(ended.run()).status, "FINISHED");
+    let object = scene.object("customjobs", ended.run()).unwrap();
+    let template = &object["spec"]["template"];
+    assert_eq!(template["metadata"]["labels"]["kubeflow-extension"], "true");
+    assert_eq!(template["metadata"]["labels"]["sidecar.istio.io/inject"], "true");
+    assert_eq!(template["metadata"]["annotations"]["sidecar.istio.io/nativeSidecar"], "true");
+    assert_eq!(template["spec"]["serviceAccountName"], "default-editor");
+    // Where the run belongs was in the pod's environment.
+    let out: Value = serde_json::from_str(&fs::read_to_string(scene.folder.join("out.json")).unwrap()).unwrap();
+    assert_eq!(out[1]["MLFLOW_RUN_ID"], ended.run());
+    assert_eq!(out[1]["MLFLOW_TRACKING_URI"], mlflow().url());
+    // It was not told of changes, so it has looked.
+    let user = format!("system:serviceaccount:{}:default-editor", scene.namespace);
+    let log = fs::read_to_string(scene.cluster.audit_log()).unwrap();
+    let requests: Vec<Value> = log
+        .lines()
+        .filter(|line| line.contains(&user) && line.contains("customjobs"))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let count = |verb: &str, code: u64| {
+        requests.iter().filter(|request| request["verb"] == verb && request["responseStatus"]["code"] == code).count()
+    };
+    assert_eq!((count("create", 201), count("watch", 200), count("watch", 403)), (1, 0, 1), "{requests:#?}");
+    assert!(count("get", 200) >= 2, "{requests:#?}");
+    // What it may not do is said, and no run is left behind that goes on.
+    let ended = scene.project(&scene.run(&scripts, "job.json", &["-e", "fail"]));
+    assert!(ended.code == 2 && ended.stderr.contains("forbidden"), "{ended:?}");
+    assert_eq!(tracked(ended.run()).status, "FAILED");
 }
