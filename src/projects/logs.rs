@@ -1,6 +1,6 @@
 //! The pods of a run: how they are, and what they print.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -84,6 +84,8 @@ pub(super) struct Pods {
     /// Whether their logs are shown.
     is_shown: bool,
     streams: BTreeMap<(String, String), Stream>,
+    /// What has been said already of pods that wait.
+    told: BTreeSet<String>,
     has_complained: bool,
 }
 
@@ -110,6 +112,7 @@ impl Pods {
             since: created.and_then(|time| time.parse().ok()),
             is_shown,
             streams: BTreeMap::new(),
+            told: BTreeSet::new(),
             has_complained: false,
         }
     }
@@ -136,7 +139,13 @@ impl Pods {
                 self.show(pod);
             }
         }
-        pods.iter().filter_map(|pod| serde_json::to_value(pod).ok()).collect()
+        let pods: Vec<Value> = pods.iter().filter_map(|pod| serde_json::to_value(pod).ok()).collect();
+        for hindrance in pods.iter().flat_map(hindrances) {
+            if self.told.insert(hindrance.clone()) {
+                eprintln!("{hindrance}");
+            }
+        }
+        pods
     }
 
     /// The last lines of what has ended.
@@ -204,6 +213,28 @@ impl Drop for Pods {
     }
 }
 
+/// Why a pod does not begin, where that is more than a matter of time.
+fn hindrances(pod: &Value) -> Vec<String> {
+    let text = |value: &Value, field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let name = pod.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let list = |pointer: &str| pod.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+    let mut found = Vec::new();
+    for condition in list("/status/conditions") {
+        if (&*text(condition, "type"), &*text(condition, "reason")) == ("PodScheduled", "Unschedulable") {
+            found.push(format!("pod {name} cannot be scheduled: {}", text(condition, "message")));
+        }
+    }
+    for status in list("/status/initContainerStatuses").chain(list("/status/containerStatuses")) {
+        let Some(waiting) = status.pointer("/state/waiting") else { continue };
+        let reason = text(waiting, "reason");
+        if !["", "ContainerCreating", "PodInitializing"].contains(&reason.as_str()) {
+            let (container, message) = (text(status, "name"), text(waiting, "message"));
+            found.push(format!("pod {name}, container {container}: {reason}: {message}"));
+        }
+    }
+    found
+}
+
 /// Prints a container's log from behind the last line that was printed. Ends when the log does or the connection breaks off; it
 /// is begun again then.
 async fn read(
@@ -249,6 +280,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_keeps_a_pod_from_beginning_is_said() {
+        let waiting = |reason: &str| json!({"name": "c", "state": {"waiting": {"reason": reason, "message": "why"}}});
+        let pod = json!({"metadata": {"name": "p"}, "status": {
+            "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"}],
+            "containerStatuses": [waiting("ContainerCreating"), waiting("ImagePullBackOff"), {"name": "d", "state": {"running": {}}}]}});
+        assert_eq!(
+            hindrances(&pod),
+            ["pod p cannot be scheduled: no node", "pod p, container c: ImagePullBackOff: why"]
+        );
+        assert!(hindrances(&json!({"metadata": {"name": "p"}})).is_empty());
+    }
 
     #[test]
     fn pods_are_selected_by_what_is_known() {
