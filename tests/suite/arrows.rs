@@ -15,12 +15,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cluster", &[]),
     ("images", &[]),
     ("launch", &[]),
+    ("mlflow", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
     ("gate", &["admission", "cluster", "images"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
+    ("projects", &["cluster", "images", "mlflow", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
@@ -36,6 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "images",
             "mutate",
             "offline",
+            "projects",
             "server",
             "settings",
             "telemetry",
