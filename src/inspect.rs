@@ -146,6 +146,7 @@ impl<'s> Looks<'s> {
             gate: gate::Mode::Enforce,
             gate_unknown: gate::Unknown::Deny,
             gate_pull_secrets: false,
+            gate_sbom: true,
             gate_cache_bytes: 0,
             rule: settings.rule.clone(),
         };

@@ -29,6 +29,8 @@ mod envoy;
 mod fixtures;
 #[path = "suite/gate.rs"]
 mod gate;
+#[path = "suite/gate_bills.rs"]
+mod gate_bills;
 #[path = "suite/gate_command.rs"]
 mod gate_command;
 #[path = "suite/gate_server.rs"]

@@ -160,7 +160,7 @@ impl Images {
     pub fn new(settings: &Settings, metrics: Metrics) -> anyhow::Result<Self> {
         let at_once = (usize::from(settings.image_concurrency) / TENANTS_SHARE).max(1);
         let look: Look<ImageConfig> =
-            Box::new(|session, digest, _| async move { session.image(digest).await.map(|(config, _)| config) }.boxed());
+            Box::new(|session, digest, _| async move { session.image(digest).await.map(|found| found.config) }.boxed());
         Self::with(settings, look, (settings.image_cache_bytes, settings.image_timeout, at_once), metrics)
     }
 

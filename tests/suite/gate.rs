@@ -19,10 +19,10 @@ use crate::server::block_on;
 use crate::support;
 
 /// Longest time that a look may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
-const LOGS: &str = "import mlflow\nmlflow.log_metric('accuracy', 1)\n";
-const SILENT: &str = "import sklearn\nprint('accuracy=1')\n";
+pub const LOGS: &str = "import mlflow\nmlflow.log_metric('accuracy', 1)\n";
+pub const SILENT: &str = "import sklearn\nprint('accuracy=1')\n";
 
 #[derive(Parser)]
 struct Flags {
@@ -33,17 +33,17 @@ struct Flags {
 }
 
 /// A gate that may ask registries at these addresses, and what it counts.
-struct Looks {
+pub struct Looks {
     gate: Gate,
     metrics: MetricsRegistry,
 }
 
 impl Looks {
-    fn at(addresses: &[SocketAddr], flags: &[&str]) -> Self {
+    pub fn at(addresses: &[SocketAddr], flags: &[&str]) -> Self {
         Self::within(addresses, flags, Limits::default())
     }
 
-    fn within(addresses: &[SocketAddr], flags: &[&str], limits: Limits) -> Self {
+    pub fn within(addresses: &[SocketAddr], flags: &[&str], limits: Limits) -> Self {
         let insecure = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let given =
             ["test", "--registry-networks", "127.0.0.1", "--insecure-registries", &insecure, "--gate", "enforce"];
@@ -55,17 +55,17 @@ impl Looks {
         Self { gate: Gate::new(flags.gate, Vec::new(), images, of_gate), metrics }
     }
 
-    async fn judge(&self, container: Container) -> Judged {
+    pub async fn judge(&self, container: Container) -> Judged {
         self.ask(container, &Credentials::of("alice"), PATIENCE).await.0
     }
 
-    async fn ask(&self, container: Container, credentials: &Credentials, patience: Duration) -> (Judged, bool) {
+    pub async fn ask(&self, container: Container, credentials: &Credentials, patience: Duration) -> (Judged, bool) {
         let (mut judged, cached) = self.gate.judge(vec![container], credentials, Instant::now() + patience).await;
         (judged.remove(0), cached)
     }
 
     /// The answers to `package` and `logging`.
-    async fn answers(&self, image: &str, command: &[&str]) -> (Answer, Answer) {
+    pub async fn answers(&self, image: &str, command: &[&str]) -> (Answer, Answer) {
         let judged = self.judge(running(image, command)).await;
         (judged.findings[0].answer, judged.findings[1].answer)
     }
@@ -77,21 +77,26 @@ impl Looks {
         judged.findings[0].text.clone()
     }
 
-    fn read_bytes(&self) -> usize {
+    pub fn read_bytes(&self) -> usize {
+        self.metric("image_registry_read_bytes_total")
+    }
+
+    /// A series of what it counts; 0 where nothing has been counted yet.
+    pub fn metric(&self, series: &str) -> usize {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.metrics).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("image_registry_read_bytes_total ")).unwrap();
-        line.parse().unwrap()
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0, |line| line.parse().unwrap())
     }
 }
 
-fn running(image: &str, command: &[&str]) -> Container {
+pub fn running(image: &str, command: &[&str]) -> Container {
     let command = command.iter().map(|word| (*word).to_owned()).collect();
     Container { name: "train".to_owned(), image: image.to_owned(), command, ..Container::default() }
 }
 
 /// An image that runs `python train.py` in `/app`, with these layers.
-fn image(layers: Vec<Packed>) -> Image {
+pub fn image(layers: Vec<Packed>) -> Image {
     let config = json!({"architecture": "amd64", "os": "linux", "config": {
         "Entrypoint": ["python"], "Cmd": ["train.py"], "WorkingDir": "/app", "Env": ["PATH=/usr/local/bin:/usr/bin"],
     }});
@@ -99,7 +104,7 @@ fn image(layers: Vec<Packed>) -> Image {
 }
 
 /// What is below every job: an interpreter, links, a package.
-fn base() -> Packed {
+pub fn base() -> Packed {
     Layer::new()
         .link("/bin", "usr/bin")
         .file("/usr/local/bin/python3.12", &[0x7f, b'E', b'L', b'F', 0, 0])
@@ -108,7 +113,7 @@ fn base() -> Packed {
         .gzip()
 }
 
-fn mlflow() -> Packed {
+pub fn mlflow() -> Packed {
     Layer::new().wheel("mlflow_skinny").gzip()
 }
 

@@ -18,8 +18,8 @@ pub use local::{Local, local};
 
 pub(super) use stream::look;
 
-use super::ImageConfig;
 use super::lookup::Fact;
+use super::{ImageConfig, Listed};
 
 /// One file of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,15 @@ pub trait Contents: Fact {
 
     /// What is to be remembered of a path although its file may not be wanted.
     fn place(path: &str) -> Option<&str>;
+
+    /// Whether a bill of materials could help to answer that question.
+    fn asks_for_packages(question: &Self::Question) -> bool;
+
+    /// Whether a package that a bill lists matters.
+    fn wants_package(package: &Listed) -> bool;
+
+    /// A bill of materials of this image lists these; `source` says which bill, for people.
+    fn list(&mut self, packages: Vec<Listed>, source: &str);
 
     /// One more layer has been read; everything in it is in the image, whatever is below.
     fn add(&mut self, layer: Files);
