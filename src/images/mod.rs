@@ -2,7 +2,7 @@
 //!
 //! `reference`, `digest`, `secrets`, `challenge`, `manifest`, `bill` read what people and registries write, `address` says where we may
 //! go; these are pure. `connector` and `registry` are the edge, `attached` finds what others have said of an image, `layers` reads its
-//! files, `turns` shares that out among tenants, `lookup` remembers.
+//! files, `turns` and `readers` share that out among tenants, `lookup` remembers.
 //!
 //! Names of images are tenants' choice, and so are the registries behind them: an answer is believed as far as its digest,
 //! limited in size, time and redirects, and never led from to where the settings do not let us go.
@@ -18,6 +18,7 @@ mod lookup;
 mod manifest;
 mod metrics;
 pub mod pull_secrets;
+mod readers;
 mod reference;
 mod registry;
 mod secrets;
@@ -28,7 +29,7 @@ mod why;
 pub use address::{Network, RegistryPattern};
 pub use bill::Listed;
 pub use digest::Digest;
-pub use layers::{Contents, File, Files, Limits, Local, Progress, Want, Watcher, absolute, local};
+pub use layers::{Contents, File, Files, Limits, Local, Progress, Want, Watcher, absolute, local, unpacked};
 pub use lookup::{Fact, Images, Lookup};
 pub use manifest::{ImageConfig, Platform};
 pub use metrics::Metrics;

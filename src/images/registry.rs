@@ -23,7 +23,6 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::address::{Network, RegistryPattern, is_public};
@@ -64,7 +63,6 @@ pub(super) struct Registries {
     deny: Vec<RegistryPattern>,
     insecure: Vec<String>,
     platform: Platform,
-    requests: Semaphore,
     /// How long nothing may come of something that is on its way.
     patience: Duration,
     metrics: Metrics,
@@ -120,7 +118,6 @@ pub(super) struct Opened<'a> {
     from_elsewhere: bool,
     /// Whether that one is in the public internet.
     from_public: bool,
-    _permit: Option<SemaphorePermit<'a>>,
 }
 
 impl Opened<'_> {
@@ -177,7 +174,6 @@ impl Registries {
             deny: settings.registry_deny.clone(),
             insecure: settings.insecure_registries.clone(),
             platform: settings.image_platform.clone(),
-            requests: Semaphore::new(settings.image_concurrency.into()),
             patience: settings.image_timeout,
             metrics,
         })
@@ -209,8 +205,6 @@ impl Registries {
         let mut from_elsewhere = false;
         for _ in 0..=MOST_REDIRECTS {
             self.check_hop(&uri)?;
-            // The semaphore is never closed.
-            let permit = self.requests.acquire().await.ok();
             self.metrics.requested();
             let mut request = Request::builder().method(&method).uri(&uri).header(USER_AGENT, US);
             request = accept.into_iter().fold(request, |request, accept| request.header(ACCEPT, accept));
@@ -243,7 +237,6 @@ impl Registries {
                 uri,
                 from_elsewhere,
                 from_public,
-                _permit: permit,
             });
         }
         Err(bad_answer(&uri, "is the last of too many redirects"))
@@ -325,6 +318,12 @@ impl<'a> Session<'a> {
         self.registries.patience
     }
 
+    /// The registry's name, as the image has it.
+    pub(super) fn registry(&self) -> &'a str {
+        self.image.registry()
+    }
+
+    /// What is counted.
     pub(super) fn metrics(&self) -> &'a Metrics {
         &self.registries.metrics
     }

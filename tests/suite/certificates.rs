@@ -790,7 +790,7 @@ fn settings_that_do_not_go_together_are_named() {
         (&[], "certificates of our own need a cluster; --tls-cert and --tls-key do without"),
         (&["--certificate-validity", "8000h"], "--certificate-validity: expected at most a third of --ca-validity"),
         (&["--ca-settle", "100h"], "--ca-settle: expected less than a third of --certificate-validity"),
-        (&["--ca-settle", "soon"], "expected a duration such as 8760h, 1h30m or 60s"),
+        (&["--ca-settle", "soon"], "\"soon\" is no time: expected one such as 500ms, 5s, 1m30s or 8760h"),
     ] {
         assert!(said(flags).contains(expected), "{flags:?}: {}", said(flags));
     }

@@ -408,8 +408,8 @@ async fn bad_network(to: SocketAddr, bytes: u64, breaks_off: bool) -> SocketAddr
     address
 }
 
-/// A stand-in for a network that lets ten kilobytes a second through.
-async fn dripping(to: SocketAddr) -> SocketAddr {
+/// A stand-in for a network that lets so many bytes through in a tenth of a second.
+async fn dripping(to: SocketAddr, bytes: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -419,7 +419,7 @@ async fn dripping(to: SocketAddr) -> SocketAddr {
                 let (mut from_client, mut to_client) = stream.into_split();
                 let (mut from_server, mut to_server) = TcpStream::connect(to).await.unwrap().into_split();
                 tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
-                let mut drop = [0; 1000];
+                let mut drop = vec![0; bytes];
                 while let Ok(length @ 1..) = from_server.read(&mut drop).await {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     if to_client.write_all(&drop[..length]).await.is_err() {
@@ -444,7 +444,7 @@ fn slow_and_dying_registries_leave_it_open() {
             let why = looks.why(&format!("{at}/team/job:v1")).await;
             assert!(why.contains(expected), "{why}");
         }
-        let at = dripping(registry.address).await;
+        let at = dripping(registry.address, 1000).await;
         let why = Looks::at(&[at], &["--image-timeout", "1s"]).why(&format!("{at}/team/job:v1")).await;
         assert!(why.contains("less than 32 KiB a second"), "{why}");
         // Nobody waits longer than the deadline; the look goes on.
@@ -455,6 +455,42 @@ fn slow_and_dying_registries_leave_it_open() {
         let (judged, _) = looks.ask(container, &Credentials::of("alice"), Duration::from_millis(300)).await;
         assert!(begin.elapsed() < Duration::from_secs(5));
         assert!(judged.findings[0].text.contains("try again"), "{judged:?}");
+    });
+}
+
+/// As many tenants as there are readers, each with a registry that is just fast enough to go on for minutes.
+#[test]
+fn tenants_with_slow_registries_do_not_keep_the_readers() {
+    let registry = Registry::start(&folder("hogs"), &Door::Open);
+    block_on(async {
+        let image = image(vec![mlflow(), Layer::of(&[("/app/train.py", LOGS)]).gzip()]);
+        registry.push("team/job", "v1", &image).await;
+        let limits = Limits { turn: Duration::from_secs(1), ..Limits::default() };
+        let mut addresses = vec![registry.address];
+        for _ in 0..limits.at_once {
+            addresses.push(dripping(registry.address, 5000).await);
+        }
+        let looks = Arc::new(Looks::within(&addresses, &["--gate-sbom", "false"], limits));
+        let hogs: Vec<_> = addresses[1..]
+            .iter()
+            .map(|at| {
+                let (looks, tenant, name) = (Arc::clone(&looks), format!("hog-{at}"), format!("{at}/team/job:v1"));
+                tokio::spawn(async move { looks.ask(running(&name, &[]), &Credentials::of(&tenant), PATIENCE).await.0 })
+            })
+            .collect();
+        let begin = Instant::now();
+        while looks.read_bytes() < 4 * 5000 {
+            assert!(begin.elapsed() < PATIENCE, "the slow ones do not begin");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let name = format!("{}/team/job:v1", registry.address);
+        assert_eq!(looks.judge(running(&name, &[])).await.answer(), Answer::Yes);
+        eprintln!("beside {} slow registries, an honest look took {:?}", hogs.len(), begin.elapsed());
+        // Somebody gave way, and says why; the others go on, since nobody waits for them any more.
+        let (first, _, others) = futures::future::select_all(hogs).await;
+        let text = first.unwrap().findings[0].text.clone();
+        assert!(text.contains("is slow, and others wait for their images to be read; try again"), "{text}");
+        assert_eq!(others.iter().filter(|hog| hog.is_finished()).count(), 0);
     });
 }
 

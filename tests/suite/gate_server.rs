@@ -216,6 +216,132 @@ fn images_made_to_fill_memory_do_not() {
     assert!(memory < 128, "{memory} MiB");
 }
 
+/// A registry that takes connections and says nothing; and how many have come.
+fn silent_registry() -> (std::net::SocketAddr, impl Fn() -> usize) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = std::sync::Arc::clone(&connections);
+    // It ends with the test's process.
+    std::thread::spawn(move || listener.incoming().for_each(|stream| kept.lock().unwrap().push(stream)));
+    (address, move || connections.lock().unwrap().len())
+}
+
+/// While the gate looks, which takes seconds where a registry is slow, nothing is kept of a job but what it is judged by: neither its
+/// bytes, which would take what there is for everybody's, nor the document read from them.
+#[test]
+fn large_jobs_that_wait_for_slow_registries_keep_no_memory_from_others() {
+    let folder = folder("bodies");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let (slow, came) = silent_registry();
+    let at = registry.address;
+    block_on(async { registry.push("team/job", "good", &image(LOGS)).await });
+    let insecure = format!("{at},{slow}");
+    let flags = ["--gate", "enforce", "--insecure-registries", &insecure, "--registry-networks", "127.0.0.1"];
+    let server = Server::start_with(&certificate, &["--only", "gate"], &flags, &[]);
+    let before = peak_memory(&server);
+    let large = |number: usize| {
+        let mut object = job("large", &format!("{slow}/a/b:t{number}"));
+        // What is kept of it is a little less than may be; the rest has so many tokens as a document may, each of which takes a
+        // dozen times its bytes, and once so many bytes as a body may have.
+        let words = vec!["x".repeat(1000); 110];
+        object["spec"]["template"]["spec"]["containers"][0]["args"] = json!(words);
+        object["metadata"]["ignored"] = json!(vec![1; 240_000]);
+        if number == 0 {
+            object["metadata"]["annotations"] = json!({"large": "x".repeat(5 << 20)});
+        }
+        let mut body = wire::review(&object);
+        body["request"]["namespace"] = json!(format!("tenant-{}", number % 8));
+        body.to_string()
+    };
+    let bodies: Vec<String> = (0..24).map(large).collect();
+    let total: usize = bodies.iter().map(String::len).sum();
+    std::thread::scope(|scope| {
+        let begin = Instant::now();
+        let mut asked = Vec::new();
+        for (number, body) in bodies.iter().enumerate() {
+            let target = server.target();
+            asked.push(scope.spawn(move || target.post("/job/validate?timeout=10s", body.clone())));
+            let held = || server.metric("tenancy_fixer_server_body_bytes");
+            wait_for("it to be looked for, and its bytes to be given back", || came() > number && held() == 0);
+        }
+        let answer = review(&server, "/job/validate", &job("good", &format!("{at}/team/job:good")));
+        assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(true), None), "{answer}");
+        eprintln!("24 jobs of {total} bytes wait after {:?}, an honest one is answered", begin.elapsed());
+        for asked in asked {
+            let answer = asked.join().unwrap();
+            let text = String::from_utf8_lossy(answer.body()).into_owned();
+            assert!(answer.status() == 200 && text.contains("still being asked; try again"), "{text}");
+        }
+    });
+    let memory = peak_memory(&server);
+    eprintln!("{before} MiB before, at most {memory} MiB");
+    assert!(memory < 64, "{memory} MiB");
+}
+
+#[test]
+fn a_job_that_is_too_large_to_be_kept_is_one_of_which_nobody_can_tell() {
+    let folder = folder("too-large");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let server = gate(&certificate, &registry, &["--gate-unknown", "deny"], None);
+    let mut object = job("large", &format!("{}/team/job:v1", registry.address));
+    object["spec"]["template"]["spec"]["containers"][0]["args"] = json!(vec!["a"; 10_000]);
+    let message = |object: &Value| {
+        let answer = review(&server, "/job/validate", object);
+        assert_eq!(answer["status"]["code"], 403, "{answer}");
+        answer["status"]["message"].as_str().unwrap().to_owned()
+    };
+    let said = message(&object);
+    assert!(said.contains("more than 128 KiB of commands and variables"), "{said}");
+    // So many containers that comparing each with each would take minutes.
+    let container = |number: usize| json!({"name": format!("c{number}")});
+    object["spec"]["template"]["spec"]["containers"] = (0..60_000).map(container).collect();
+    let begin = Instant::now();
+    let said = message(&object);
+    assert!(said.contains("and more containers than the 16 that are looked at"), "{said}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+/// As many as wait for slow registries, others are still answered.
+#[test]
+fn jobs_that_wait_do_not_take_every_request() {
+    let folder = folder("waiting");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let (slow, _) = silent_registry();
+    let at = registry.address;
+    block_on(async { registry.push("team/job", "good", &image(LOGS)).await });
+    let insecure = format!("{at},{slow}");
+    let flags = ["--gate", "enforce", "--insecure-registries", &insecure, "--registry-networks", "127.0.0.1"];
+    let server = Server::start_with(&certificate, &["--only", "gate"], &flags, &[]);
+    std::thread::scope(|scope| {
+        // A few less than one address may have of connections.
+        let asked: Vec<_> = (0..150)
+            .map(|number| {
+                let (target, object) = (server.target(), job("slow", &format!("{slow}/a/b:t{number}")));
+                scope.spawn(move || {
+                    let mut body = wire::review(&object);
+                    body["request"]["namespace"] = json!(format!("eve-{}", number % 3));
+                    target.post("/job/validate?timeout=10s", body.to_string())
+                })
+            })
+            .collect();
+        wait_for("those that are too many to be told so", || {
+            server
+                .lines()
+                .iter()
+                .any(|line| line["message"] == "judged" && line.to_string().contains("too many images"))
+        });
+        let answer = review(&server, "/job/validate", &job("good", &format!("{at}/team/job:good")));
+        assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(true), None), "{answer}");
+        for asked in asked {
+            assert_eq!(asked.join().unwrap().status(), 200);
+        }
+    });
+}
+
 /// A namespace whose jobs the gate looks at, by a webhook configuration of the test's own.
 struct Scene {
     name: String,

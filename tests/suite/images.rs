@@ -438,6 +438,30 @@ fn a_tenant_with_slow_registries_keeps_nobody_waiting() {
 }
 
 #[test]
+fn several_tenants_with_slow_registries_keep_nobody_waiting() {
+    let registry = Registry::start(&folder("fair-to-many"), &Door::Open);
+    block_on(async {
+        registry.push("team/job", "v1", &Image::running("/fast")).await;
+        let (slow, connections) = rude(b"", false).await;
+        // As many places as the four of them could take.
+        let images = images(&[slow, registry.address], &["--image-concurrency", "16"]);
+        let at_once = Instant::now();
+        for number in 0..200 {
+            let (image, eve) = (named(&format!("{slow}/a:t{number}")), format!("eve-{}", number % 4));
+            images.config(&image, &Credentials::of(&eve), at_once).await.unwrap_err();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while connections.load(Ordering::Relaxed) < 12 {
+            assert!(Instant::now() < deadline, "they take what they can: {connections:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let begin = Instant::now();
+        assert_eq!(entrypoint(&images, &format!("{}/team/job:v1", registry.address), &nobody()).await, "/fast");
+        eprintln!("beside four tenants with silent registries, an honest look took {:?}", begin.elapsed());
+    });
+}
+
+#[test]
 fn what_is_larger_than_any_honest_answer_is_not_read() {
     let registry = Registry::start(&folder("giant"), &Door::Open);
     let at = registry.address;

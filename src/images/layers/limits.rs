@@ -25,6 +25,8 @@ pub struct Limits {
     pub time: Duration,
     /// Looks at layers at once, for all tenants together; each tenant has one of them.
     pub at_once: usize,
+    /// How long a look at the layers of a slow registry goes on while others wait; six times that for one that is not slow.
+    pub turn: Duration,
 }
 
 impl Default for Limits {
@@ -39,6 +41,7 @@ impl Default for Limits {
             bills: 8 << 20,
             time: Duration::from_mins(5),
             at_once: 4,
+            turn: Duration::from_secs(10),
         }
     }
 }
