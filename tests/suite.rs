@@ -67,6 +67,8 @@ mod owner_only;
 mod pod_images;
 #[path = "suite/properties.rs"]
 mod properties;
+#[path = "suite/refused_writes.rs"]
+mod refused_writes;
 #[path = "suite/registry.rs"]
 mod registry;
 #[path = "katib/rendered.rs"]

@@ -126,3 +126,6 @@ pub const MARKERS_FOLDER: &str = "/kubeflow-extension/markers";
 pub const UNPRIVILEGED_USER: u32 = 65532;
 /// Label of a pod that Argo runs for a workflow; it looks after sidecars itself.
 pub const ARGO_WORKFLOW_LABEL: &str = "workflows.argoproj.io/workflow";
+
+/// Longest text of an Event (events.k8s.io, `note`), in bytes.
+pub const LONGEST_NOTE: usize = 1024;

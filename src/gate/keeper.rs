@@ -171,10 +171,9 @@ impl Gate {
             Some(denied) => ("GateRefused", denied.clone()),
             None => ("GateWarned", outcome.warnings.join("\n")),
         };
-        let note = format!("{} {}: {said}", about.kind, about.name);
-        let (teller, namespace) = (Arc::clone(&cluster.teller), about.namespace.to_string());
+        let (teller, about) = (Arc::clone(&cluster.teller), about.clone().into_owned());
         // Nobody waits for it.
-        tokio::spawn(async move { teller.tell(&namespace, reason, &note).await });
+        tokio::spawn(async move { teller.tell(&about.namespace, (&about.kind, &about.name), reason, &said).await });
     }
 }
 

@@ -453,7 +453,7 @@ fn slow_and_dying_registries_leave_it_open() {
         let begin = Instant::now();
         let container = running(&format!("{at}/team/job:v1"), &[]);
         let (judged, _) = looks.ask(container, &Credentials::of("alice"), Duration::from_millis(300)).await;
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < PATIENCE / 2);
         assert!(judged.findings[0].text.contains("try again"), "{judged:?}");
     });
 }

@@ -534,10 +534,77 @@ fn a_private_image_is_read_with_the_jobs_secrets_where_that_is_granted() {
     kubectl(&["delete", "-f", "k8s-resources/overlays/gate-pull-secrets/cluster-role.yaml"]);
 }
 
+/// What a TrainJob runs stands in its runtime, which is read with the right that the overlay grants.
+#[test]
+fn a_train_job_is_judged_by_its_runtime() {
+    let cluster = Cluster::shared();
+    cluster.apply_shipped_account();
+    let grant = "k8s-resources/overlays/gate/cluster-role.yaml";
+    let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder("trainer-account"));
+    let scene = Scene::behind(&Door::Open, "trainer", "enforce", &["--image-failure-ttl", "0s"], &kubeconfig);
+    let image = |tag: &str| format!("{}/team/job:{tag}", scene.registry.address);
+    let runtime = |kind: &str, name: &str, image: &str, command: &[&str]| {
+        let mut container = json!({"name": "node", "image": image});
+        if !command.is_empty() {
+            container["command"] = json!(command);
+        }
+        let job = json!({"name": "node", "template": {
+            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
+            "spec": {"template": {"spec": {"containers": [container]}}},
+        }});
+        let mut object = json!({"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": kind,
+            "metadata": {"name": name, "labels": {"trainer.kubeflow.org/framework": "torch"}},
+            "spec": {"mlPolicy": {"numNodes": 1, "torch": {}}, "template": {"spec": {"replicatedJobs": [job]}}}});
+        if kind == "TrainingRuntime" {
+            object["metadata"]["namespace"] = json!(scene.name);
+        }
+        object
+    };
+    let of_cluster = format!("good-{}", scene.name);
+    let both = ["TrainingRuntime", "ClusterTrainingRuntime"];
+    cluster.apply(&runtime(both[1], &of_cluster, &image("good"), &[]));
+    cluster.apply(&runtime(both[0], "bad", &image("bad"), &[]));
+    cluster.apply(&runtime(both[0], "other-command", &image("good"), &["sleep", "1"]));
+    let train_job = |name: &str, kind: &str, runtime: &str, trainer: &Value| {
+        json!({"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": name},
+            "spec": {"runtimeRef": {"name": runtime, "kind": kind}, "trainer": trainer}})
+    };
+    let ask = |kind: &str, runtime: &str, trainer: Value| {
+        scene.try_create(&train_job("a", kind, runtime, &trainer), &["--dry-run=server"])
+    };
+    // Nobody has granted it; what a run that failed has left is taken away.
+    kubectl(&["delete", "--ignore-not-found", "-f", grant]);
+    wait_for("the answer without the grant", || {
+        let (created, said) = ask(both[0], "bad", json!({}));
+        created && said.contains("TrainingRuntime bad cannot be read: we may not")
+    });
+    kubectl(&["apply", "--server-side", "-f", grant]);
+    wait_for("the grant", || !ask(both[0], "bad", json!({})).0);
+    let (_, said) = ask(both[0], "bad", json!({}));
+    assert!(
+        said.contains("container node") && said.contains("/app/train.py") && said.contains("team/job:bad"),
+        "{said}"
+    );
+    let (created, said) = ask(both[1], &of_cluster, json!({}));
+    assert!(created && said.is_empty(), "{said}");
+    // What the TrainJob says itself counts before its runtime.
+    let (created, said) = ask(both[0], "bad", json!({"image": image("good")}));
+    assert!(created && said.is_empty(), "{said}");
+    assert!(!ask(both[1], &of_cluster, json!({"command": ["sleep", "1"]})).0);
+    let (created, said) = ask(both[0], "other-command", json!({}));
+    assert!(!created && said.contains("it runs nothing that could log"), "{said}");
+    let (created, said) = ask(both[0], "other-command", json!({"command": ["python", "/app/train.py"]}));
+    assert!(created && said.is_empty(), "{said}");
+    let (created, said) = ask(both[0], "none", json!({}));
+    assert!(created && said.contains("there is none of that name"), "{said}");
+    cluster.kubectl(&["delete", "clustertrainingruntime", &of_cluster]);
+    kubectl(&["delete", "-f", grant]);
+}
+
 #[test]
 fn every_overlay_is_one_that_the_api_server_takes() {
     for (overlay, says) in [
-        ("gate", "TENANCY_FIXER_GATE"),
+        ("gate", "clustertrainingruntimes"),
         ("gate-pull-secrets", "tenancy-fixer-pull-secrets"),
         ("gate-fail-closed", "failurePolicy: Fail"),
     ] {
