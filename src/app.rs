@@ -299,9 +299,13 @@ fn instance() -> String {
 /// The gate, and where it is on, what it needs of a cluster.
 async fn gate(settings: &Serve, registry: &mut Registry) -> anyhow::Result<Gate> {
     let registry = registry.sub_registry_with_prefix("gate");
+    let mut limits = images::Limits::default();
+    if !settings.gate.gate_sbom {
+        limits.bills = 0;
+    }
     let images = images::Lookup::of_layers(
         &settings.in_cluster.images,
-        images::Limits::default(),
+        limits,
         settings.gate.gate_cache_bytes,
         None,
         images::Metrics::register(registry),

@@ -19,8 +19,10 @@
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
+//! | [`durations`] | times in settings |
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
+//! | [`share`] | how something of which there is only so much is shared |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
@@ -33,6 +35,7 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod durations;
 pub mod gate;
 pub mod images;
 pub mod inspect;
@@ -44,6 +47,7 @@ pub mod projects;
 pub mod reviewer;
 pub mod server;
 pub mod settings;
+pub mod share;
 pub mod telemetry;
 pub mod tenancy;
 pub mod yaml;

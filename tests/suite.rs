@@ -29,6 +29,8 @@ mod envoy;
 mod fixtures;
 #[path = "suite/gate.rs"]
 mod gate;
+#[path = "suite/gate_bills.rs"]
+mod gate_bills;
 #[path = "suite/gate_command.rs"]
 mod gate_command;
 #[path = "suite/gate_server.rs"]
@@ -71,6 +73,8 @@ mod project_images;
 mod projects;
 #[path = "suite/properties.rs"]
 mod properties;
+#[path = "suite/refused_writes.rs"]
+mod refused_writes;
 #[path = "suite/registry.rs"]
 mod registry;
 #[path = "katib/rendered.rs"]

@@ -162,3 +162,6 @@ pub const STATUS_FINISHED: &str = "mlflow.org/status-finished";
 pub const STATUS_FAILED: &str = "mlflow.org/status-failed";
 /// The same for what has begun.
 pub const STATUS_RUNNING: &str = "mlflow.org/status-running";
+
+/// Longest text of an Event (events.k8s.io, `note`), in bytes.
+pub const LONGEST_NOTE: usize = 1024;

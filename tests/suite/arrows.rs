@@ -10,12 +10,14 @@ use crate::support;
 const ARROWS: &[(&str, &[&str])] = &[
     // The ground: no capability, and of each other only what is named.
     ("admission", &["cluster"]),
-    ("server", &[]),
-    ("certs", &["cluster"]),
+    ("server", &["durations", "share"]),
+    ("certs", &["cluster", "durations"]),
     ("cluster", &[]),
-    ("images", &[]),
+    ("durations", &[]),
+    ("images", &["durations", "share"]),
     ("launch", &[]),
     ("mlflow", &[]),
+    ("share", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
     ("settings", &["yaml"]),
