@@ -8,6 +8,7 @@
 //! | [`cli`] | the commands, and the settings that they share |
 //! | [`settings`] | flags, environment and settings file, in that order |
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
+//! | [`mlflow`] | a client of MLflow's REST API: connection, limits, complete listings, errors |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
@@ -35,6 +36,7 @@ pub mod gate;
 pub mod images;
 pub mod inspect;
 pub mod launch;
+pub mod mlflow;
 pub mod mutate;
 pub mod offline;
 pub mod reviewer;

@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cluster", &[]),
     ("images", &[]),
     ("launch", &[]),
+    ("mlflow", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
     ("settings", &["yaml"]),
