@@ -51,6 +51,8 @@ mod layer;
 mod load;
 #[path = "suite/manifests.rs"]
 mod manifests;
+#[path = "suite/mlflow.rs"]
+mod mlflow;
 #[path = "suite/monitoring.rs"]
 mod monitoring;
 #[path = "katib/node.rs"]

@@ -208,12 +208,21 @@ impl Drop for Registry {
 
 /// Sends one request on a connection of its own.
 pub async fn send(address: SocketAddr, request: hyper::http::request::Builder, body: Bytes) -> Response<Bytes> {
-    let stream = TcpStream::connect(address).await.unwrap();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    try_send(address, request, body).await.unwrap()
+}
+
+/// The same to somebody who may not be there.
+pub async fn try_send(
+    address: SocketAddr,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+) -> Result<Response<Bytes>, Box<dyn std::error::Error>> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = request.header("host", address.to_string()).body(Full::new(body)).unwrap();
-    let (head, body) = sender.send_request(request).await.unwrap().into_parts();
-    Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+    let request = request.header("host", address.to_string()).body(Full::new(body))?;
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    Ok(Response::from_parts(head, body.collect().await?.to_bytes()))
 }
 
 /// Something that can be pushed.
