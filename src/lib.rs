@@ -14,6 +14,7 @@
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
 //! | [`inspect`] | the same from the command line |
+//! | [`serving`] | model versions of MLflow's that are tagged `deploy=true`, served by KServe |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
@@ -41,6 +42,7 @@ pub mod mutate;
 pub mod offline;
 pub mod reviewer;
 pub mod server;
+pub mod serving;
 pub mod settings;
 pub mod telemetry;
 pub mod tenancy;

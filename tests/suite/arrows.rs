@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Capabilities: the ground, never one another.
     ("gate", &["admission", "cluster", "images"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
+    ("serving", &["cluster", "mlflow", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
@@ -35,9 +36,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cluster",
             "gate",
             "images",
+            "mlflow",
             "mutate",
             "offline",
             "server",
+            "serving",
             "settings",
             "telemetry",
             "tenancy",
