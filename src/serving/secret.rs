@@ -2,6 +2,7 @@
 //! has forgotten it, so that one counts for some time as well.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 /// How long the secret before counts: MLflow's cache keeps webhooks for 60 s, and an attempt may be as old as a delivery may be.
 const OVERLAP: Duration = Duration::from_mins(6);
+
+/// How to come by one.
+pub(super) const HOW: &str = "Without a secret anybody could send deliveries. Make one with: kubectl create secret generic \
+     mlflow-webhook-secret -n mlflow --from-literal=secret=$(openssl rand -base64 32)";
 
 /// The secret now, and the one before. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -59,8 +64,12 @@ impl Secrets {
     /// Looks whether the file has another one by now; whether it has.
     pub(super) fn read_again(&self) -> anyhow::Result<bool> {
         let Some(file) = &self.file else { return Ok(false) };
-        let text = fs::read_to_string(&**file)
-            .with_context(|| format!("reading {} (--mlflow-webhook-secret-file)", file.display()))?;
+        let text = match fs::read_to_string(&**file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                bail!("{} (--mlflow-webhook-secret-file) is not there. {HOW}", file.display())
+            }
+            text => text.with_context(|| format!("reading {} (--mlflow-webhook-secret-file)", file.display()))?,
+        };
         let text = text.trim_end_matches(['\n', '\r']);
         ensure!(!text.is_empty(), "{} (--mlflow-webhook-secret-file) is empty", file.display());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

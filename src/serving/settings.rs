@@ -12,7 +12,7 @@ use secrecy::SecretString;
 
 use super::inference_service::Recipe;
 use super::naming::is_namespace;
-use super::secret::Secrets;
+use super::secret::{HOW, Secrets};
 use super::storage::Storage;
 use super::target::{Targets, Way};
 use super::template::{Pattern, Template};
@@ -218,9 +218,7 @@ impl Settings {
         if webhook.as_ref().is_some_and(|webhook| !webhook.remove) {
             ensure!(
                 secrets.is_there(),
-                "--mlflow-webhook-secret-file (or the variable MLFLOW_KSERVE_MLFLOW_WEBHOOK_SECRET) is missing: without a secret anybody could \
-                 send deliveries. Make one with: kubectl create secret generic mlflow-webhook-secret -n mlflow \
-                 --from-literal=secret=$(openssl rand -base64 32)"
+                "--mlflow-webhook-secret-file (or the variable MLFLOW_KSERVE_MLFLOW_WEBHOOK_SECRET) is missing. {HOW}"
             );
         }
         Ok(Plan {

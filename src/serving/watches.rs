@@ -85,8 +85,8 @@ pub(super) async fn watch(
                 Ok(Event::Apply(object)) => learn(state, place(&object), &Observed::of(&object), listener),
                 Ok(Event::Delete(object)) => {
                     let gone = state.write().services.remove(&place(&object));
-                    for gone in &gone {
-                        listener.changed(gone);
+                    if let Some(gone) = gone {
+                        listener.changed(&gone);
                     }
                 }
                 Err(error) => warn!(%error, "the watch of InferenceServices was interrupted and begins again"),
