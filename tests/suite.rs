@@ -63,6 +63,8 @@ mod offline;
 mod owner_only;
 #[path = "katib/pod_images.rs"]
 mod pod_images;
+#[path = "suite/pods.rs"]
+mod pods;
 #[path = "suite/properties.rs"]
 mod properties;
 #[path = "suite/registry.rs"]
@@ -93,6 +95,14 @@ mod serving_deliveries;
 mod support;
 #[path = "suite/tenancy.rs"]
 mod tenancy;
+#[path = "suite/tracking.rs"]
+mod tracking;
+#[path = "suite/tracking_manifests.rs"]
+mod tracking_manifests;
+#[path = "suite/tracking_scripts.rs"]
+mod tracking_scripts;
+#[path = "suite/tracking_workspaces.rs"]
+mod tracking_workspaces;
 #[path = "suite/trial_end.rs"]
 mod trial_end;
 #[path = "suite/webhook_orders.rs"]

@@ -86,6 +86,7 @@ impl Server {
             .arg("--tls-key")
             .arg(key)
             .env("KUBECONFIG", &access.kubeconfig)
+            .env("GLIBC_TUNABLES", tunables()?)
             .stdout(File::create(&log)?)
             .spawn()
             .context("starting the server")?;
@@ -160,6 +161,15 @@ async fn address(process: &mut Child, log: &Path) -> anyhow::Result<SocketAddr> 
         ensure!(Instant::now() < deadline, "the server is not ready: {text}");
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// How an installed server uses memory, by its Deployment.
+fn tunables() -> anyhow::Result<String> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("k8s-resources/base/deployment.yaml");
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    let after = text.lines().skip_while(|line| line.trim() != "- name: GLIBC_TUNABLES").nth(1);
+    let value = after.and_then(|line| line.trim().strip_prefix("value: "));
+    Ok(value.with_context(|| format!("{}: no GLIBC_TUNABLES", file.display()))?.to_owned())
 }
 
 /// The sum of a metric's samples.

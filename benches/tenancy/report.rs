@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::audit::OWN;
 use crate::rounds::{CALM, Coming, Half, PACE, Pair, Restart, Who};
+use crate::spread::Spread;
 
 /// Largest number of namespaces for which [`MEMORY_MB`] holds.
 const MEMORY_NAMESPACES: usize = 5000;
@@ -19,7 +20,7 @@ const RATIO: f64 = 1.3;
 const EXPLANATION: &str = "\
 The ratio compares two processes that find the same number of namespaces without their objects and make that good, 16
 tenants at once, by the same client and as the same user: the controller, which also asks what is served, takes the
-lease, lists and watches five kinds, decides, remembers and logs; and a bare loop that is told every namespace's name,
+lease, lists and watches six kinds, decides, remembers and logs; and a bare loop that is told every namespace's name,
 uid and owner, and only applies. \"At once\": Profile and Namespace by 16 clients as fast as the API server takes
 them; they, the cluster's own controllers and ours share its CPU, so that the times of the bare loop say what was to
 be had. Times and requests are the audit log's, memory and CPU the kernel's.";
@@ -132,7 +133,7 @@ impl Report {
             return Ok(());
         };
         let of = |of: fn(&Restart) -> f64| {
-            move |coming: &Coming| Spread::of(coming.restarts.iter().map(of)).map_or(String::new(), |s| s.to_string())
+            move |coming: &Coming| Spread::of(coming.restarts.iter().map(of)).map_or(String::new(), spread)
         };
         let all = || self.controllers().flat_map(|coming| &coming.restarts);
         let wide = format!("restart with nothing changed, {restarts} times");
@@ -154,7 +155,7 @@ impl Report {
             }
         };
         let met = all().all(|restart| restart.pages == restart.pages_needed);
-        self.line("  LIST pages of each of the 5 kinds", pages).target("one list each".to_owned(), met).write(out)?;
+        self.line("  LIST pages of each of the 6 kinds", pages).target("one list each".to_owned(), met).write(out)?;
         self.line("  CPU of the process, s", of(|restart| restart.used.cpu_seconds)).write(out)?;
         let bounded = self.controllers().filter(|coming| is_bounded(coming)).flat_map(|coming| &coming.restarts);
         let met = bounded.into_iter().all(|restart| restart.used.peak_mb < MEMORY_MB);
@@ -177,7 +178,7 @@ impl Report {
             };
             let target = target
                 .map_or(String::new(), |target| format!("  at most {target}: {}", verdict(ratio.median <= target)));
-            let (controller, bare, ratio) = (controller.to_string(), bare.to_string(), ratio.to_string());
+            let (controller, bare, ratio) = (spread(controller), spread(bare), spread(ratio));
             writeln!(out, "{what:<44}{controller:>18}{bare:>18}  {ratio}{target}")
         };
         row("  start to last object, s", |half| half.seconds, Some(RATIO))?;
@@ -213,26 +214,9 @@ impl Line {
     }
 }
 
-/// Several rounds.
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let middle = (values.get(values.len().checked_sub(1)? / 2)? + values.get(values.len() / 2)?) / 2.0;
-        Some(Self { least: *values.first()?, median: middle, most: *values.last()? })
-    }
-}
-
-impl fmt::Display for Spread {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} {}..{}", seconds(self.median), seconds(self.least), seconds(self.most))
-    }
+/// Several rounds in a cell.
+fn spread(of: Spread) -> String {
+    format!("{} {}..{}", seconds(of.median), seconds(of.least), seconds(of.most))
 }
 
 fn is_bounded(coming: &Coming) -> bool {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
-use tenancy_fixer::tenancy::ChildKind;
+use tenancy_fixer::tenancy::{ChildKind, PAGE};
 use tokio::time::sleep;
 
 use crate::audit::Request;
@@ -22,8 +22,6 @@ pub(crate) const PACE: Duration = Duration::from_millis(50);
 const WARM_UP: usize = 50;
 /// Objects of each tenant that is not for its owner only.
 const OBJECTS: usize = 3;
-/// Objects of a page that the controller asks for.
-const PAGE: usize = 500;
 /// Time in which a write that should not be would have come.
 const QUIET: Duration = Duration::from_secs(2);
 /// The controller's counter of objects that it wrote.
@@ -213,13 +211,15 @@ async fn restart(plane: &Plane, tenants: usize) -> anyhow::Result<Restart> {
         *pages.entry(list.resource.clone()).or_default() += 1;
     }
     let kinds = ChildKind::ALL.into_iter().map(|kind| (kind.plural(), tenants));
-    let kinds = kinds.chain([("profiles", tenants), ("namespaces", plane.namespaces().await?)]);
+    let kinds = kinds.chain([("profiles", tenants), ("namespaces", plane.namespaces().await?), ("notebooks", 0)]);
+    // Of what is not there, one page says so.
+    let needed = |count: usize| count.div_ceil(PAGE as usize).max(1);
     Ok(Restart {
         listed_seconds: between(server.started, listed),
         synced_seconds: between(server.started, synced),
         writes: ours(&requests).filter(|request| request.writes() && !request.is_own()).count(),
         pages,
-        pages_needed: kinds.map(|(kind, count)| (kind.to_owned(), count.div_ceil(PAGE))).collect(),
+        pages_needed: kinds.map(|(kind, count)| (kind.to_owned(), needed(count))).collect(),
         used,
     })
 }

@@ -82,9 +82,9 @@ impl Patch {
         }
     }
 
-    /// Adds an item at the end of the list at `path`, and the list with it where there is none.
+    /// Adds an item at the end of the list at `path`, and the list with it where there is none, in the object or by now.
     pub fn append(&mut self, path: &str, list_exists: bool, item: Value) {
-        if list_exists {
+        if list_exists || self.operations.iter().any(|operation| operation.path == path) {
             self.add(format!("{path}/-"), item);
         } else {
             self.add(path, vec![item]);

@@ -63,6 +63,23 @@ pub const PIPELINES_TOKEN_VOLUME: &str = "volume-kf-pipeline-token";
 /// Audience of that token (`TOKEN_REVIEW_AUDIENCE` of Pipelines' API server).
 pub const PIPELINES_TOKEN_AUDIENCE: &str = "pipelines.kubeflow.org";
 
+/// Environment variable that names MLflow's server to its clients.
+pub const TRACKING_URI: &str = "MLFLOW_TRACKING_URI";
+/// Environment variable with the workspace of MLflow's clients (MLflow 3.10).
+pub const TRACKING_WORKSPACE: &str = "MLFLOW_WORKSPACE";
+/// Environment variable by which MLflow's clients find a token (MLflow 3.10: `kubernetes`).
+pub const TRACKING_AUTH: &str = "MLFLOW_TRACKING_AUTH";
+/// Environment variable with a user of MLflow, and the key of [`TRACKING_SECRET`] that has it.
+pub const TRACKING_USERNAME: (&str, &str) = ("MLFLOW_TRACKING_USERNAME", "username");
+/// The same with the user's password.
+pub const TRACKING_PASSWORD: (&str, &str) = ("MLFLOW_TRACKING_PASSWORD", "password");
+/// Environment variables by which MLflow's clients send artifacts past its server, to the object store itself, or do not;
+/// unless told otherwise those of MLflow 3.17 do where the server offers it.
+pub const TRACKING_DIRECT: [&str; 2] =
+    ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"];
+/// Secret of a tenant's namespace with a user of MLflow.
+pub const TRACKING_SECRET: &str = "mlflow-credentials";
+
 /// API group of Katib and of the legacy training operator.
 pub const KUBEFLOW_GROUP: &str = "kubeflow.org";
 /// Containers that Katib's webhook adds for metrics: to standard output and files, and to anything else.

@@ -1,7 +1,7 @@
 //! What admission makes of an object. Pure: a request and settings in, an [`Outcome`] out; no client, no clock, no state.
 //!
 //! One file for each kind of object (`pod`, `job`, `trial`, `train_job`, `notebook`, `experiment`), `template` for what they
-//! share, and one file or folder for each change (`identity`, `service_account`, `sidecar`, `katib`, `kale`, `lifecycle`).
+//! share, and one file or folder for each change (`identity`, `service_account`, `sidecar`, `katib`, `kale`, `lifecycle`, `tracking`).
 //! `right` says whether an object may act as the namespace's owner, `update` keeps later changes from saying otherwise.
 //! Everything is idempotent: the API server may call again when another webhook has changed the object.
 
@@ -18,6 +18,7 @@ mod service_account;
 mod settings;
 mod sidecar;
 mod template;
+mod tracking;
 mod train_job;
 mod trial;
 mod update;
@@ -25,6 +26,7 @@ mod view;
 
 pub use lifecycle::{ImageCommand, ImageCommands, Lifecycle};
 pub use settings::{Settings, TrainJobPatches};
+pub use tracking::{Auth as TrackingAuth, Settings as TrackingSettings};
 
 use self::right::Right;
 use crate::admission::json::{Node, Unexpected};

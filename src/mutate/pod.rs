@@ -3,7 +3,7 @@
 
 use super::right::{Right, is_granted};
 use super::view::{Metadata, PodSpec, Proxy};
-use super::{Settings, Surroundings, Wish, identity, kale, katib, lifecycle, warn_of_odd_wish};
+use super::{Settings, Surroundings, Wish, identity, kale, katib, lifecycle, tracking, warn_of_odd_wish};
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::{Outcome, Request};
 use crate::cluster::names;
@@ -32,9 +32,13 @@ pub(super) fn decide(
     }
     match never_ours {
         Some(reason) => outcome.reason = reason.into(),
-        None if is_notebook => notebook(&metadata, &spec, surroundings, settings, &mut outcome),
+        None if is_notebook => {
+            notebook(&metadata, &spec, surroundings, settings, &mut outcome);
+            tracking::give(&spec, request.namespace, settings, &mut outcome);
+        }
         None if Wish::of(&metadata) == Wish::In => {
             workload(&metadata, &spec, surroundings, settings, &mut outcome);
+            tracking::give(&spec, request.namespace, settings, &mut outcome);
         }
         None => return Ok(stranger(&metadata)),
     }

@@ -4,6 +4,7 @@
 use clap::{Args, ValueEnum};
 
 use super::lifecycle::Lifecycle;
+use super::tracking;
 use crate::admission::Endpoint;
 use crate::cluster::identity::Identity;
 use crate::cluster::kinds::{Templates, WorkloadKind};
@@ -97,6 +98,10 @@ pub struct Settings {
     /// Field of a TrainJob that takes our changes: Kubeflow Trainer 2.2 has runtime-patches, 2.1 pod-template-overrides
     #[arg(long, env = "TENANCY_FIXER_TRAIN_JOB_PATCHES", value_name = "FIELD", default_value = "runtime-patches")]
     pub train_job_patches: TrainJobPatches,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub tracking: tracking::Settings,
 }
 
 /// Where a TrainJob takes changes to its runtime's pod templates.

@@ -75,6 +75,7 @@ pub(super) struct Container<'d> {
     pub(super) command: Option<Node<'d>>,
     pub(super) args: Option<Node<'d>>,
     pub(super) env: Option<Node<'d>>,
+    pub(super) env_from: Option<Node<'d>>,
     pub(super) volume_mounts: Option<Node<'d>>,
     /// Its own restart policy, in place of the pod's (KEP-5307).
     pub(super) restart_policy: Option<&'d str>,
@@ -150,6 +151,7 @@ impl<'d> Container<'d> {
             command,
             args,
             env: container.list("env")?,
+            env_from: container.list("envFrom")?,
             volume_mounts: container.list("volumeMounts")?,
             restart_policy: container.string("restartPolicy")?,
         })

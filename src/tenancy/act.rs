@@ -1,11 +1,12 @@
 //! What is done: server-side apply and deletion, each told in one line.
 
 use kube::Api;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::EventType;
 use tracing::{info, warn};
 
 use super::controller::Worker;
+use super::narrow::Narrow;
 use super::plan::fingerprint;
 use super::progress::lock;
 use super::state::{Fact, of_child};
@@ -40,8 +41,7 @@ impl Worker {
     async fn apply(&self, tenant: &str, child: &Child, before: Option<Observed>) -> Result<(), Trouble> {
         let repair = before.is_some();
         let (namespace, name) = child.kind.place(tenant);
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.context.client.clone(), &namespace, &resource(child.kind));
+        let api: Api<Narrow> = Api::namespaced_with(self.context.client.clone(), &namespace, &resource(child.kind));
         let parameters = PatchParams { force: repair, ..PatchParams::apply(names::FIELD_MANAGER) };
         let stored = api
             .patch(&name, &parameters, &Patch::Apply(&child.object))
@@ -51,7 +51,7 @@ impl Worker {
         self.context.metrics.wrote(child.kind, action);
         let (wanted, became) = (fingerprint(&child.object), self.learn(tenant, child.kind, &stored));
         let before = before.map(|before| before.spec);
-        let (before, after) = (before.as_deref(), stored.data.get("spec").map(ToString::to_string));
+        let (before, after) = (before.as_deref(), stored.spec.to_string());
         info!(tenant, kind = child.kind.kind(), namespace, name, action, before, after, "changed");
         if let Some(became) = became.filter(|became| *became != wanted) {
             warn!(tenant, kind = child.kind.kind(), namespace, name, "it has fields of other managers, which stay");
@@ -67,7 +67,7 @@ impl Worker {
 
     async fn delete(&self, tenant: &str, kind: ChildKind, before: Observed) -> Result<(), Trouble> {
         let (namespace, name) = kind.place(tenant);
-        let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), &namespace, &resource(kind));
+        let api: Api<Narrow> = Api::namespaced_with(self.context.client.clone(), &namespace, &resource(kind));
         let preconditions = Preconditions { uid: Some(before.uid), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match api.delete(&name, &parameters).await {
@@ -86,7 +86,7 @@ impl Worker {
     }
 
     /// Takes what the API server answered into account at once, so that its event brings nothing new.
-    fn learn(&self, tenant: &str, kind: ChildKind, stored: &DynamicObject) -> Option<u64> {
+    fn learn(&self, tenant: &str, kind: ChildKind, stored: &Narrow) -> Option<u64> {
         let (_, fact) = of_child(&[kind], stored)?;
         let Fact::Child(_, observed) = &fact else { return None };
         let fingerprint = observed.fingerprint;

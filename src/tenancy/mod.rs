@@ -9,6 +9,7 @@ mod controller;
 mod desired;
 mod metrics;
 mod moving;
+mod narrow;
 mod plan;
 mod profile;
 mod progress;
@@ -26,3 +27,4 @@ pub use profile::{Defaults, Grant, Mesh, NamespaceFacts, ProfileFacts, Verdict, 
 pub use settings::Settings;
 pub use state::{Known, State};
 pub use survey::{Survey, survey};
+pub use watches::PAGE;

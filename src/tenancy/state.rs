@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 use kube::api::{DynamicObject, PartialObjectMeta};
 use serde_json::Value;
 
+use super::narrow::Narrow;
 use super::profile::owner;
 use super::{
     Child, ChildKind, Defaults, Grant, Mesh, NamespaceFacts, Observed, Offered, ProfileFacts, Settings, Verdict,
@@ -201,12 +202,12 @@ pub(super) fn of_namespace(namespace: &PartialObjectMeta<Namespace>) -> (String,
 }
 
 /// The facts of a Profile.
-pub(super) fn of_profile(profile: &DynamicObject) -> (String, Fact) {
-    let text = |pointer: &str| profile.data.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+pub(super) fn of_profile(profile: &Narrow) -> (String, Fact) {
+    let text = |pointer: &str| profile.spec.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     let facts = ProfileFacts {
         uid: profile.uid().unwrap_or_default(),
-        owner_kind: text("/spec/owner/kind"),
-        owner_name: text("/spec/owner/name"),
+        owner_kind: text("/owner/kind"),
+        owner_name: text("/owner/name"),
     };
     (profile.name_any(), Fact::Profile(facts))
 }
@@ -218,7 +219,7 @@ pub(super) fn of_notebook(notebook: &PartialObjectMeta<DynamicObject>) -> Option
 }
 
 /// The facts of an object that a tenant has, or that is in the place of one, given the kinds that it may be of.
-pub(super) fn of_child(kinds: &[ChildKind], object: &DynamicObject) -> Option<(String, Fact)> {
+pub(super) fn of_child(kinds: &[ChildKind], object: &Narrow) -> Option<(String, Fact)> {
     let (namespace, name) = (object.namespace()?, object.name_any());
     let (kind, tenant) = kinds.iter().find_map(|kind| Some((*kind, kind.tenant(&namespace, &name)?.to_owned())))?;
     let object = serde_json::to_value(object).ok()?;

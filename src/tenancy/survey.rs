@@ -4,17 +4,15 @@ use std::fmt;
 
 use clap::ValueEnum as _;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DynamicObject, ListParams, PartialObjectMeta};
+use kube::api::{ListParams, PartialObjectMeta};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
+use super::narrow::Narrow;
 use super::state::{Fact, Facts, of_child, of_namespace, of_profile};
-use super::watches::{Served, discover, profiles, resource};
+use super::watches::{PAGE, Served, discover, profiles, resource};
 use super::{Action, ChildKind, Defaults, Settings, Verdict, plan};
 use crate::cluster::names;
-
-/// Objects asked for at once, as client-go does.
-const PAGE: u32 = 500;
 
 /// What was found.
 #[derive(Debug)]
@@ -41,10 +39,8 @@ pub async fn survey(client: &Client, settings: &Settings, defaults: Defaults) ->
     list(&Api::<PartialObjectMeta<Namespace>>::all(client.clone()), &mut facts, |object| Some(of_namespace(object)))
         .await?;
     if served.profiles {
-        list(&Api::all_with(client.clone(), &profiles()), &mut facts, |object: &DynamicObject| {
-            Some(of_profile(object))
-        })
-        .await?;
+        list(&Api::all_with(client.clone(), &profiles()), &mut facts, |object: &Narrow| Some(of_profile(object)))
+            .await?;
     }
     for kinds in ChildKind::BY_RESOURCE {
         if let Some(kind) = kinds.first().filter(|kind| served.offered.has(**kind)) {

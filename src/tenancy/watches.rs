@@ -1,6 +1,6 @@
 //! The watches: what the cluster offers, and what is in it, into the [`State`].
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use super::state::{Fact, Source, of_child, of_namespace, of_notebook, of_profile
 use super::{ChildKind, Metrics, Offered, State};
 use crate::cluster::names;
 
+/// Objects of one answer to a list, which are in memory at once: half of what client-go asks for.
+pub const PAGE: u32 = 250;
 /// How often we ask whether an API has come or gone: one small request.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -156,35 +158,17 @@ enum Step {
     Failed(watcher::Error),
 }
 
+/// What one watch tells, and about which sources.
+type Steps = BoxStream<'static, (&'static [Source], Step)>;
+
 /// Follows all watches; ends only with its future.
 async fn follow(client: &Client, served: Served, state: &State, listener: &impl Listener) {
-    let mut watches: SelectAll<BoxStream<'static, (&'static [Source], Step)>> = SelectAll::new();
-    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
-    watches.push(steps(&[Source::Namespaces], watcher(namespaces, watcher::Config::default()), |object| {
-        Some(of_namespace(object))
-    }));
-    if served.profiles {
-        let api = Api::all_with(client.clone(), &profiles());
-        let profiles = watcher(api, watcher::Config::default());
-        watches.push(steps(&[Source::Profiles], profiles, |object: &DynamicObject| Some(of_profile(object))));
-    }
-    if served.notebooks {
-        let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &notebooks());
-        watches.push(steps(&[Source::Notebooks], watcher(api, watcher::Config::default()), of_notebook));
-    }
-    for kinds in ChildKind::BY_RESOURCE {
-        let Some(kind) = kinds.first().copied().filter(|kind| served.offered.has(*kind)) else { continue };
-        // Neither by our label nor by name: what stands in our place without it has to be seen as well.
-        let api = match kind {
-            ChildKind::EnvoyFilter => Api::all_with(client.clone(), &resource(kind)),
-            _ => Api::namespaced_with(client.clone(), names::KUBEFLOW_NAMESPACE, &resource(kind)),
-        };
-        let children = watcher(api, watcher::Config::default());
-        watches.push(steps(sources(kind), children, move |object: &DynamicObject| of_child(kinds, object)));
-    }
     forget_what_is_not_served(served, state);
-
-    let mut incomplete = watches.len();
+    // Each begins when the list of the one before is complete: lists are what takes memory.
+    let mut waiting = watches(client, served);
+    let mut incomplete = waiting.len();
+    let mut watches: SelectAll<Steps> = SelectAll::new();
+    watches.extend(waiting.pop_front());
     let mut lists: HashMap<Source, HashSet<String>> = HashMap::new();
     let mut complete: HashSet<Source> = HashSet::new();
     let learn = |tenant: &str, fact: Fact| {
@@ -208,6 +192,7 @@ async fn follow(client: &Client, served: Served, state: &State, listener: &impl 
                 }
                 if sources.iter().all(|source| complete.insert(*source)) {
                     incomplete -= 1;
+                    watches.extend(waiting.pop_front());
                     if incomplete == 0 {
                         listener.synced(Some(served.offered));
                     }
@@ -223,6 +208,32 @@ async fn follow(client: &Client, served: Served, state: &State, listener: &impl 
             Step::Failed(error) => warn!(?sources, %error, "a watch was interrupted and begins again"),
         }
     }
+}
+
+/// All watches, in the order in which admission wants to know.
+fn watches(client: &Client, served: Served) -> VecDeque<Steps> {
+    let mut watches = VecDeque::new();
+    let config = || watcher::Config::default().page_size(PAGE);
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+    watches.push_back(steps(&[Source::Namespaces], watcher(namespaces, config()), |object| Some(of_namespace(object))));
+    if served.profiles {
+        let api = Api::all_with(client.clone(), &profiles());
+        watches.push_back(steps(&[Source::Profiles], watcher(api, config()), |object| Some(of_profile(object))));
+    }
+    if served.notebooks {
+        let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &notebooks());
+        watches.push_back(steps(&[Source::Notebooks], watcher(api, config()), of_notebook));
+    }
+    for kinds in ChildKind::BY_RESOURCE {
+        let Some(kind) = kinds.first().copied().filter(|kind| served.offered.has(*kind)) else { continue };
+        // Neither by our label nor by name: what stands in our place without it has to be seen as well.
+        let api = match kind {
+            ChildKind::EnvoyFilter => Api::all_with(client.clone(), &resource(kind)),
+            _ => Api::namespaced_with(client.clone(), names::KUBEFLOW_NAMESPACE, &resource(kind)),
+        };
+        watches.push_back(steps(sources(kind), watcher(api, config()), move |object| of_child(kinds, object)));
+    }
+    watches
 }
 
 /// What is listed and watched together with a kind.
@@ -252,7 +263,7 @@ fn steps<K: Send + 'static>(
     sources: &'static [Source],
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
     read: impl Fn(&K) -> Option<(String, Fact)> + Send + 'static,
-) -> BoxStream<'static, (&'static [Source], Step)> {
+) -> Steps {
     let step = move |event| {
         let step = match event {
             Ok(Event::Init) => Step::Begin,

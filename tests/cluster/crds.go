@@ -34,7 +34,8 @@ var sources = []struct {
 	names  []string // out of a file with several
 }{
 	{"istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml", []string{
-		"envoyfilters.networking.istio.io", "authorizationpolicies.security.istio.io"}},
+		"envoyfilters.networking.istio.io", "virtualservices.networking.istio.io", "sidecars.networking.istio.io",
+		"authorizationpolicies.security.istio.io", "peerauthentications.security.istio.io"}},
 	{"github.com/cert-manager/cert-manager", "deploy/crds/cert-manager.io_certificates.yaml", nil},
 	{"github.com/cert-manager/cert-manager", "deploy/crds/cert-manager.io_issuers.yaml", nil},
 	{"github.com/kubeflow/katib", "manifests/v1beta1/components/crd/experiment.yaml", nil},

@@ -242,6 +242,50 @@ fn identity_by_token_is_stored_too() {
     assert_eq!(volume["projected"]["sources"], json!([source]));
 }
 
+/// Notebooks and the pods that the job controller makes; a pod that is nobody's of ours gets nothing.
+#[test]
+fn tenants_pods_are_told_where_to_log() {
+    let scene = Scene::new("tracking");
+    let url = "http://mlflow.mlflow.svc.cluster.local:5000/mlflow";
+    let flags = ["--tenant-tracking", url, "--tenant-tracking-workspaces", "true", "--tenant-tracking-auth", "basic"];
+    let server = Server::start(&scene.certificate, &flags);
+    scene.point_webhooks_at(server.address);
+    let variable = |pod: &Value, name: &str| -> Value {
+        let variables = pod["spec"]["containers"][0]["env"].as_array().into_iter().flatten();
+        variables.into_iter().find(|variable| variable["name"] == name).cloned().unwrap_or_default()
+    };
+    let is_told = |pod: &Value| {
+        assert_eq!(variable(pod, "MLFLOW_TRACKING_URI")["value"], url);
+        assert_eq!(variable(pod, "MLFLOW_WORKSPACE")["value"], scene.tenant, "its namespace's, whatever the pod says");
+        let secret = &variable(pod, "MLFLOW_TRACKING_PASSWORD")["valueFrom"]["secretKeyRef"];
+        assert_eq!(*secret, json!({"name": "mlflow-credentials", "key": "password", "optional": true}));
+    };
+    let in_tenant = |mut object: Value| {
+        object["metadata"]["namespace"] = json!(scene.tenant);
+        create(&object).0
+    };
+    is_told(&in_tenant(notebook("tracking")));
+    let mut job = job_run_spec();
+    job["metadata"] = json!({"name": "tracking", "labels": {"kubeflow-extension": "true"}});
+    in_tenant(job);
+    let pods = || -> Vec<Value> {
+        let arguments =
+            ["get", "pods", "-n", &scene.tenant, "-l", "batch.kubernetes.io/job-name=tracking", "-o", "json"];
+        let list: Value = serde_json::from_str(&kubectl(&arguments)).unwrap();
+        list["items"].as_array().unwrap().clone()
+    };
+    wait_for("the job's pod", || !pods().is_empty());
+    is_told(&pods()[0]);
+    let mut own = notebook("elsewhere");
+    own["spec"]["containers"][0]["env"] =
+        json!([{"name": "MLFLOW_TRACKING_URI", "value": "https://elsewhere.example"}]);
+    let stored = in_tenant(own);
+    assert_eq!(stored["spec"]["containers"][0]["env"].as_array().unwrap().len(), 1, "no password for another server");
+    let mut other = notebook("other");
+    other["metadata"]["labels"] = json!({});
+    assert_eq!(variable(&in_tenant(other), "MLFLOW_TRACKING_URI"), Value::Null);
+}
+
 #[test]
 fn a_trials_job_and_its_pod_follow_whichever_replica_answers() {
     let scene = Scene::new("replicas");

@@ -152,7 +152,7 @@ fn settings() -> [(&'static str, &'static str); 9] {
 
 /// That program below a shell which kills it, and all that it starts, when its own standard input ends: at the latest when the
 /// test process does, however that ends.
-fn with_parent(program: &Path) -> Command {
+pub fn with_parent(program: &Path) -> Command {
     let mut command = Command::new("bash");
     // Job control gives the program a process group of its own.
     command.args(["-c", r#"set -m; "$@" </dev/null & cat >/dev/null; kill -KILL -- "-$!" 2>/dev/null; wait"#, "bash"]);
@@ -168,12 +168,12 @@ pub fn free_port() -> u16 {
 /// A PostgreSQL server of the test's own. It ends when it is dropped or the test process ends.
 pub struct Postgres {
     process: Option<Child>,
-    port: u16,
+    pub port: u16,
     folder: PathBuf,
 }
 
 /// Its only user's.
-const PASSWORD: &str = "p@ss:w/o%rd";
+pub const PASSWORD: &str = "p@ss:w/o%rd";
 
 impl Postgres {
     /// A new one with an empty database `mlflow`, once it answers.
@@ -232,10 +232,16 @@ impl Postgres {
     }
 
     fn try_psql(&self, database: &str, statement: &str) -> Output {
-        let mut command = Command::new(installed("psql"));
-        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "mlflow", "-d", database]);
-        command.args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement]).env("PGPASSWORD", PASSWORD);
+        let mut command = self.client("psql");
+        command.args(["-d", database, "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement]);
         command.output().expect("psql runs")
+    }
+
+    /// A client's program of PostgreSQL, such as `pg_dump`, as its only user.
+    pub fn client(&self, name: &str) -> Command {
+        let mut command = Command::new(installed(name));
+        command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "mlflow"]).env("PGPASSWORD", PASSWORD);
+        command
     }
 
     fn run(&self, name: &str, arguments: &[&str]) {
