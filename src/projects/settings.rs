@@ -45,7 +45,7 @@ pub struct Run {
     pub project: String,
 
     /// A parameter of the entry point, or one beyond it; may be repeated
-    #[arg(short = 'P', long = "param", value_name = "NAME=VALUE")]
+    #[arg(short = 'P', long = "param", alias = "param-list", value_name = "NAME=VALUE")]
     pub parameters: Vec<String>,
 
     /// JSON file with kube-job-template-path, kube-context and repository-uri; looked for here, then in the project

@@ -82,7 +82,7 @@ impl Source {
     }
 
     fn of(root: &Path, inside: &str, name: String, fetched: Option<Temporary>) -> anyhow::Result<Self> {
-        let folder = root.join(inside);
+        let folder = if inside.is_empty() { root.to_owned() } else { root.join(inside) };
         ensure!(folder.is_dir(), "{name}: there is no folder {inside} inside");
         // A link may lead out of what was fetched.
         ensure!(folder.canonicalize()?.starts_with(root.canonicalize()?), "{inside} leads out of {name}");

@@ -101,6 +101,7 @@ struct Kubelet {
     client: Client,
     options: Options,
     node: String,
+    home: PathBuf,
     logs: Logs,
     running: BTreeMap<String, Running>,
 }
@@ -145,7 +146,8 @@ impl Kubelet {
             "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
         }});
         nodes.patch_status(&node, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-        Self { client, options, node, logs, running: BTreeMap::new() }
+        let home = support::folder(&format!("stand-in-home-{}", options.namespace));
+        Self { client, options, node, home, logs, running: BTreeMap::new() }
     }
 
     fn pods(&self) -> Api<Pod> {
@@ -234,12 +236,7 @@ impl Kubelet {
         let mut command = Command::new(words[0]);
         let python = mlflow::program("python");
         let path = format!("{}:/usr/bin:/bin", python.parent().unwrap().display());
-        command
-            .args(&words[1..])
-            .current_dir(&self.options.code)
-            .env_clear()
-            .env("PATH", path)
-            .env("HOME", "/nonexistent");
+        command.args(&words[1..]).current_dir(&self.options.code).env_clear().env("PATH", path).env("HOME", &self.home);
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         for variable in container.env.iter().flatten() {
             command.env(&variable.name, variable.value.clone().unwrap_or_default());
