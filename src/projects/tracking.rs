@@ -229,6 +229,41 @@ mod tests {
         }
     }
 
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn mlflows_own_variables_stand_behind_our_flags() {
+        let found = |flags: &[&str], variables: &[(&str, &str)]| {
+            let line = <Line as clap::Parser>::parse_from([&["mlflow"], flags].concat());
+            let host =
+                |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned());
+            with_mlflows_own(line.settings, host)
+        };
+        let own = [
+            ("MLFLOW_TRACKING_URI", "http://own"),
+            ("MLFLOW_TRACKING_USERNAME", "alice"),
+            ("MLFLOW_TRACKING_PASSWORD", "secret"),
+            ("MLFLOW_TRACKING_TOKEN", "token"),
+            ("MLFLOW_TRACKING_SERVER_CERT_PATH", "/ca.crt"),
+        ];
+        let settings = found(&[], &own).unwrap();
+        assert_eq!(settings.mlflow_tracking_uri.unwrap(), "http://own/");
+        assert_eq!((settings.mlflow_username.as_deref(), settings.mlflow_token.is_some()), (Some("alice"), false));
+        assert!(settings.mlflow_password.is_some() && settings.mlflow_ca_file.is_some());
+        let settings = found(&["--mlflow-token=t", "--mlflow-tracking-uri=http://flag"], &own).unwrap();
+        assert_eq!(settings.mlflow_tracking_uri.unwrap(), "http://flag/");
+        assert!(settings.mlflow_username.is_none() && settings.mlflow_password.is_none());
+        let settings = found(&[], &[("MLFLOW_TRACKING_AUTH", "kubernetes-namespaced")]).unwrap();
+        assert_eq!(settings.mlflow_auth, Some(crate::mlflow::Authentication::Kubernetes));
+        // A folder, as MLflow has it where nothing is said, is no server that pods could reach.
+        let error = format!("{:#}", found(&[], &[("MLFLOW_TRACKING_URI", "file:///tmp/mlruns")]).unwrap_err());
+        assert!(error.contains("MLFLOW_TRACKING_URI") && error.contains("a server is needed"), "{error}");
+    }
+
     #[test]
     fn a_table_is_lines_whatever_names_are() {
         let run = TrackedRun {

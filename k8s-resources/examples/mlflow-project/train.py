@@ -7,6 +7,7 @@ with scikit-learn.
 import argparse
 
 import mlflow
+import sklearn
 from mlflow.models import infer_signature
 from sklearn.datasets import load_wine
 from sklearn.linear_model import ElasticNet
@@ -41,7 +42,9 @@ def main() -> None:
         }
         mlflow.log_metrics(metrics)
         signature = infer_signature(test_x, predicted)
-        mlflow.sklearn.log_model(model, name="model", signature=signature)
+        # Said here, so that MLflow need not load the model once more to find out.
+        requirements = [f"scikit-learn=={sklearn.__version__}"]
+        mlflow.sklearn.log_model(model, name="model", signature=signature, pip_requirements=requirements)
         print(f"alpha={arguments.alpha} l1_ratio={arguments.l1_ratio}: " + ", ".join(f"{name}={value:.3f}" for name, value in metrics.items()))
 
 
