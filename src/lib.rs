@@ -8,17 +8,21 @@
 //! | [`cli`] | the commands, and the settings that they share |
 //! | [`settings`] | flags, environment and settings file, in that order |
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
+//! | [`mlflow`] | a client of MLflow's REST API: connection, limits, complete listings, errors |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
 //! | [`inspect`] | the same from the command line |
 //! | [`offline`] | the same without a cluster, for files |
+//! | [`projects`] | an MLflow project as a job-like object of any kind: rendered, created, followed |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
+//! | [`durations`] | times in settings |
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
+//! | [`share`] | how something of which there is only so much is shared |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
@@ -31,15 +35,19 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod durations;
 pub mod gate;
 pub mod images;
 pub mod inspect;
 pub mod launch;
+pub mod mlflow;
 pub mod mutate;
 pub mod offline;
+pub mod projects;
 pub mod reviewer;
 pub mod server;
 pub mod settings;
+pub mod share;
 pub mod telemetry;
 pub mod tenancy;
 pub mod yaml;

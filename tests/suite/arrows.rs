@@ -10,17 +10,21 @@ use crate::support;
 const ARROWS: &[(&str, &[&str])] = &[
     // The ground: no capability, and of each other only what is named.
     ("admission", &["cluster"]),
-    ("server", &[]),
-    ("certs", &["cluster"]),
+    ("server", &["durations", "share"]),
+    ("certs", &["cluster", "durations"]),
     ("cluster", &[]),
-    ("images", &[]),
+    ("durations", &[]),
+    ("images", &["durations", "share"]),
     ("launch", &[]),
+    ("mlflow", &[]),
+    ("share", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
     ("gate", &["admission", "cluster", "images"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
+    ("projects", &["cluster", "images", "mlflow", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
@@ -36,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "images",
             "mutate",
             "offline",
+            "projects",
             "server",
             "settings",
             "telemetry",
