@@ -30,7 +30,7 @@ use crate::images::{self, Images};
 use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Limits, Port, Stage};
-use crate::{certs, inspect, mutate, offline, projects, server, telemetry, tenancy, yaml};
+use crate::{certs, inspect, mlflow, mutate, offline, projects, server, serving, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
 ///
@@ -77,9 +77,17 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let metrics = server::Metrics::register(&mut registry);
     let reviews = Reviews::new(&mut registry);
     let admits = settings.has(Capability::Admission) || settings.has(Capability::Gate);
-    let readiness = Readiness::of(if admits { &[SERVER, SURROUNDINGS, CERTIFICATE] } else { &[SERVER, SURROUNDINGS] });
-    let certificates =
-        if admits { Some(certificates(&settings, &mut registry, readiness.clone(), until(&end)).await?) } else { None };
+    // MLflow's deliveries come by TLS where there is a certificate in any case.
+    let serves_tls = admits || settings.has(Capability::Serving) && settings.tls_cert.is_some();
+    let readiness =
+        Readiness::of(if serves_tls { &[SERVER, SURROUNDINGS, CERTIFICATE] } else { &[SERVER, SURROUNDINGS] });
+    let certificates = if serves_tls {
+        Some(certificates(&settings, &mut registry, readiness.clone(), until(&end)).await?)
+    } else {
+        None
+    };
+    let serving =
+        if settings.has(Capability::Serving) { Some(serving_listener(&settings, &mut registry).await?) } else { None };
     let listener = listen("--listen", settings.listen).await?;
     let ops_listener = listen("--ops-listen", settings.ops_listen).await?;
     let namespaces = Arc::new(tenancy::State::default());
@@ -98,7 +106,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let operations = Port {
         listener: ops_listener,
         tls: None,
-        handler: operations_handler(readiness.clone(), registry),
+        handler: operations_handler(readiness.clone(), registry, serving.clone()),
         refuse: refused_operation,
         limits: Limits::of_operations(&settings.connections),
         metrics: server::Metrics::default(),
@@ -109,7 +117,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
             let port = Port {
                 listener,
                 tls: Some(tls),
-                handler: admission_handler(reviewer, reviews),
+                handler: admission_handler(reviewer, reviews, serving.clone()),
                 refuse: refused,
                 limits: Limits::of(&settings.connections),
                 metrics,
@@ -131,6 +139,11 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
             tenancy::run(context, until(&stop), until(&end)).await;
         }
     };
+    let models = async {
+        if let Some(listener) = serving.clone() {
+            Box::pin(serving::run(listener, until(&stop), until(&end))).await;
+        }
+    };
     let announce = async {
         tokio::select! {
             () = knowing(&settings, all_listed, launcher) => readiness.report(SURROUNDINGS, None),
@@ -140,7 +153,7 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
         readiness.report(SERVER, Some("stopping".to_owned()));
         info!("stopping");
     };
-    tokio::join!(operations.serve(), admission, controller, announce);
+    tokio::join!(operations.serve(), admission, controller, models, announce);
     info!("stopped");
     Ok(())
 }
@@ -254,6 +267,19 @@ async fn tenancy_context(
     })
 }
 
+async fn serving_listener(settings: &Serve, registry: &mut Registry) -> anyhow::Result<serving::Listener> {
+    let plan = settings.serving.plan(&settings.mlflow).context("the capability serving")?;
+    let client = client(settings.in_cluster.context.clone()).await.context("the capability serving needs a cluster")?;
+    Ok(serving::Listener::new(serving::Context {
+        client,
+        mlflow: mlflow::Client::new(&settings.mlflow)?,
+        plan,
+        state: Arc::default(),
+        metrics: serving::Metrics::register(registry),
+        instance: instance(),
+    }))
+}
+
 /// The image that brings the launcher into tenants' pods, where the settings do not name it: ours.
 async fn own_image(context: Option<String>) -> Option<String> {
     let mend = "jobs beside a classic sidecar are left as they are; set --launcher-image, or --sidecar-lifecycle shell";
@@ -331,9 +357,13 @@ async fn gate(settings: &Serve, registry: &mut Registry) -> anyhow::Result<Gate>
 fn admission_handler(
     reviewer: Reviewer,
     reviews: Reviews,
+    serving: Option<serving::Listener>,
 ) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
     let shared = Arc::new((reviewer, reviews));
     move |request| {
+        if let Some(listener) = serving.clone().filter(|_| serving::Listener::is_ours(request.uri().path(), false)) {
+            return Box::pin(async move { listener.answer(request).await });
+        }
         let shared = Arc::clone(&shared);
         Box::pin(async move {
             let (reviewer, reviews) = &*shared;
@@ -346,9 +376,13 @@ fn admission_handler(
 fn operations_handler(
     readiness: Readiness,
     registry: Registry,
+    serving: Option<serving::Listener>,
 ) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
     let registry = Arc::new(registry);
     move |request| {
+        if let Some(listener) = serving.clone().filter(|_| serving::Listener::is_ours(request.uri().path(), true)) {
+            return Box::pin(async move { listener.answer(request).await });
+        }
         let (readiness, registry) = (readiness.clone(), Arc::clone(&registry));
         Box::pin(async move {
             let metrics = || {

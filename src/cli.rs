@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::admission::Configuration;
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{certs, gate, images, mutate, projects, server, settings, telemetry, tenancy};
+use crate::{certs, gate, images, mlflow, mutate, projects, server, serving, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -84,6 +85,8 @@ pub enum Capability {
     Tenancy,
     /// The validating webhook for jobs that do not log to MLflow.
     Gate,
+    /// InferenceServices for model versions that are tagged so in MLflow; on where --mlflow-tracking-uri is set.
+    Serving,
 }
 
 /// `tenancy-fixer serve`
@@ -127,6 +130,14 @@ pub struct Serve {
 
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub mlflow: mlflow::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub serving: serving::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub logs: telemetry::Settings,
 }
 
@@ -134,7 +145,11 @@ impl Serve {
     /// Whether a capability is switched on.
     #[must_use]
     pub fn has(&self, capability: Capability) -> bool {
-        if self.only.is_empty() { !self.without.contains(&capability) } else { self.only.contains(&capability) }
+        if !self.only.is_empty() {
+            return self.only.contains(&capability);
+        }
+        let is_configured = capability != Capability::Serving || self.mlflow.mlflow_tracking_uri.is_some();
+        is_configured && !self.without.contains(&capability)
     }
 }
 
@@ -244,7 +259,17 @@ impl Cli {
     /// # Errors
     /// clap's, which know how to print themselves; help and version are among them.
     pub fn from_arguments(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
-        let mut matches = settings::matches(Self::command(), arguments)?;
+        let older = serving::older(&environment())
+            .map_err(|message| Self::command().error(ErrorKind::ValueValidation, message))?;
+        let older = older.into_iter().map(|older| (older.flag, older.value, older.variable)).collect::<Vec<_>>();
+        let mut matches = settings::matches(Self::command(), arguments, &older)?;
         Self::from_arg_matches_mut(&mut matches)
     }
+}
+
+/// What of the environment is text; nothing else is a setting.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }

@@ -14,6 +14,7 @@
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
 //! | [`inspect`] | the same from the command line |
+//! | [`serving`] | model versions of MLflow's that are tagged `deploy=true`, served by KServe |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`projects`] | an MLflow project as a job-like object of any kind: rendered, created, followed |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
@@ -46,6 +47,7 @@ pub mod offline;
 pub mod projects;
 pub mod reviewer;
 pub mod server;
+pub mod serving;
 pub mod settings;
 pub mod share;
 pub mod telemetry;

@@ -16,16 +16,29 @@ use crate::yaml;
 /// The flag that names the settings file, and its environment variable.
 pub const CONFIG: (&str, &str) = ("config", "TENANCY_FIXER_CONFIG");
 
-/// Parses a command line, with the settings file that it or the environment names.
+/// Parses a command line, with the settings file that it or the environment names. `older` are values of variables that had
+/// another name before: flag, value, variable. They win over the file.
 ///
 /// # Errors
 /// clap's own, and those of the file: what cannot be read, and keys that are no setting, with their line.
-pub fn matches(command: Command, arguments: Vec<OsString>) -> Result<ArgMatches, clap::Error> {
+pub fn matches(
+    mut command: Command,
+    arguments: Vec<OsString>,
+    older: &[(&'static str, String, String)],
+) -> Result<ArgMatches, clap::Error> {
     let first = command.clone().ignore_errors(true).try_get_matches_from(arguments.clone())?;
-    let Some(file) = config_file(&first) else { return command.try_get_matches_from(arguments) };
-    let entries = read(&file).map_err(|error| command.clone().error(ErrorKind::Io, format!("{error:#}")))?;
-    let command = apply(command, &file, &entries)?;
-    command.try_get_matches_from(arguments).map_err(|error| locate(error, &file, &entries))
+    let file = config_file(&first);
+    let entries = match &file {
+        Some(file) => read(file).map_err(|error| command.clone().error(ErrorKind::Io, format!("{error:#}")))?,
+        None => Vec::new(),
+    };
+    command = apply(command, file.as_deref().unwrap_or_default(), &entries)?;
+    for (flag, value, _) in older {
+        command = with_default(command, flag, std::slice::from_ref(value));
+    }
+    command
+        .try_get_matches_from(arguments)
+        .map_err(|error| locate(error, file.as_deref().unwrap_or_default(), &entries, older))
 }
 
 fn config_file(matches: &ArgMatches) -> Option<String> {
@@ -50,27 +63,35 @@ fn read(file: &str) -> anyhow::Result<Vec<Entry>> {
 
 /// Makes the file's values the defaults of the flags of that name, wherever there is one.
 fn apply(mut command: Command, file: &str, entries: &[Entry]) -> Result<Command, clap::Error> {
-    let commands: Vec<String> = command.get_subcommands().map(|of| of.get_name().to_owned()).collect();
     for Entry { key, line, values } in entries {
-        let has_it = |of: &Command| {
-            of.get_arguments().find(|argument| is_setting(argument, key)).map(|argument| argument.get_id().clone())
-        };
-        let places: Vec<_> =
-            commands.iter().filter_map(|name| Some((name, command.find_subcommand(name).and_then(has_it)?))).collect();
-        if places.is_empty() {
+        if places(&command, key).is_empty() {
             let known: Vec<_> =
                 command.get_subcommands().flat_map(Command::get_arguments).filter_map(setting_name).collect();
             let hint = nearest(key, &known).map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
             return Err(command
                 .error(ErrorKind::UnknownArgument, format!("{file}: line {line}: unknown setting {key:?}{hint}")));
         }
-        for (name, id) in places {
-            let values = values.clone();
-            command = command
-                .mut_subcommand(name, |of| of.mut_arg(id, |argument| argument.required(false).default_values(values)));
-        }
+        command = with_default(command, key, values);
     }
     Ok(command)
+}
+
+/// Commands that have a setting, each with its argument.
+fn places(command: &Command, key: &str) -> Vec<(String, clap::Id)> {
+    let has_it = |of: &Command| {
+        let argument = of.get_arguments().find(|argument| is_setting(argument, key))?;
+        Some((of.get_name().to_owned(), argument.get_id().clone()))
+    };
+    command.get_subcommands().filter_map(has_it).collect()
+}
+
+fn with_default(mut command: Command, key: &str, values: &[String]) -> Command {
+    for (name, id) in places(&command, key) {
+        let values = values.to_vec();
+        command = command
+            .mut_subcommand(name, |of| of.mut_arg(id, |argument| argument.required(false).default_values(values)));
+    }
+    command
 }
 
 /// Settings are the flags that have an environment variable; others say what to do once.
@@ -89,9 +110,19 @@ fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
 }
 
 /// clap names the flag whose value is wrong; where the value stands in the file, its line is more help.
-fn locate(mut error: clap::Error, file: &str, entries: &[Entry]) -> clap::Error {
+fn locate(
+    mut error: clap::Error,
+    file: &str,
+    entries: &[Entry],
+    older: &[(&'static str, String, String)],
+) -> clap::Error {
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return error };
     let long = flag.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default();
+    if let Some((_, _, variable)) = older.iter().find(|(flag, ..)| *flag == long) {
+        let place = format!("{flag} ({variable}, unless a flag or variable of ours says otherwise)");
+        error.insert(ContextKind::InvalidArg, ContextValue::String(place));
+        return error;
+    }
     if let Some(entry) = entries.iter().find(|entry| entry.key == long) {
         let place = format!("{flag} (line {} of {file}, unless a flag or variable says otherwise)", entry.line);
         error.insert(ContextKind::InvalidArg, ContextValue::String(place));

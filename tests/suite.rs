@@ -95,6 +95,10 @@ mod server_operations;
 mod server_rollout;
 #[path = "suite/server_tls.rs"]
 mod server_tls;
+#[path = "suite/serving.rs"]
+mod serving;
+#[path = "suite/serving_deliveries.rs"]
+mod serving_deliveries;
 #[path = "suite/stand_in_node.rs"]
 mod stand_in_node;
 #[path = "suite/support.rs"]

@@ -54,7 +54,13 @@ impl Lease {
     /// `holder` has to differ between processes; the pod's name does.
     #[must_use]
     pub fn new(client: Client, namespace: &str, holder: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), name: names::LEASE.to_owned(), holder, seen: None }
+        Self::named(client, namespace, names::LEASE, holder)
+    }
+
+    /// One of another name.
+    #[must_use]
+    pub fn named(client: Client, namespace: &str, name: &str, holder: String) -> Self {
+        Self { api: Api::namespaced(client, namespace), name: name.to_owned(), holder, seen: None }
     }
 
     /// Does `work` whenever and as long as the Lease is held; ends when `stop` does, and gives the Lease back.

@@ -34,7 +34,13 @@ pub struct Settings {
     pub mlflow_username: Option<String>,
 
     /// The user's password; others on the machine see what stands on a command line, so better a file or the variable
-    #[arg(long, env = "TENANCY_FIXER_MLFLOW_PASSWORD", value_name = "TEXT", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_MLFLOW_PASSWORD",
+        value_name = "TEXT",
+        hide_env_values = true,
+        hide_default_value = true
+    )]
     pub mlflow_password: Option<SecretString>,
 
     /// File with the user's password, read again for each request
@@ -42,7 +48,13 @@ pub struct Settings {
     pub mlflow_password_file: Option<PathBuf>,
 
     /// Bearer token; better a file or the variable
-    #[arg(long, env = "TENANCY_FIXER_MLFLOW_TOKEN", value_name = "TEXT", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "TENANCY_FIXER_MLFLOW_TOKEN",
+        value_name = "TEXT",
+        hide_env_values = true,
+        hide_default_value = true
+    )]
     pub mlflow_token: Option<SecretString>,
 
     /// File with a bearer token, read again for each request

@@ -1,0 +1,178 @@
+//! Our webhook in MLflow: there, up to date, and able to deliver; and polling as long as it is not. Only the replica that works does so,
+//! and it only ever touches the webhook that leads to our URL.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+use secrecy::ExposeSecret as _;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use super::controller::{Wake, Worker};
+use super::settings::WebhookPlan;
+use crate::mlflow::{Event, Webhook, WebhookRequest};
+
+/// Between two attempts at the start, as the listener that was here before had it.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How often we look whether it is still there.
+const CHECK: Duration = Duration::from_mins(1);
+/// How often the file with the secret is read.
+const SECRET_CHECK: Duration = Duration::from_secs(5);
+/// MLflow's workers know a new webhook after 60 s (`MLFLOW_WEBHOOK_CACHE_TTL`): what happens until then is not delivered.
+const CACHE: Duration = Duration::from_secs(65);
+const DESCRIPTION: &str = "Automatically deploy MLflow models to KServe based on tags";
+
+/// For ever.
+pub(super) async fn keep(worker: &Arc<Worker>) {
+    let Some(webhook) = &worker.context.plan.webhook else { return };
+    let mut is_tried = false;
+    loop {
+        let known = worker.registered.borrow().clone();
+        match attempts(worker, webhook, known.as_deref(), is_tried).await {
+            Ok(done) => {
+                is_tried = true;
+                if webhook.remove {
+                    return;
+                }
+                succeeded(worker, done, known.is_none());
+                let until = Instant::now() + CHECK;
+                while Instant::now() < until && !secret_changed(worker) {
+                    sleep(SECRET_CHECK.min(CHECK)).await;
+                }
+            }
+            Err(error) => {
+                is_tried = false;
+                failed(worker, &error);
+                sleep(worker.context.plan.interval.min(CHECK)).await;
+            }
+        }
+    }
+}
+
+fn secret_changed(worker: &Worker) -> bool {
+    let changed = worker.context.plan.secrets.read_again();
+    let changed =
+        changed.inspect_err(|error| warn!(error = format!("{error:#}"), "the secret stays as it was")).unwrap_or(false);
+    if changed {
+        info!("the secret has changed: MLflow gets the new one");
+        worker.registered.send_replace(None);
+    }
+    changed
+}
+
+fn succeeded(worker: &Worker, id: String, is_new: bool) {
+    worker.context.metrics.registered(true);
+    worker.registered.send_replace(Some(id));
+    let polls = worker.context.plan.polls;
+    let polled = worker.polls.send_replace(polls);
+    if is_new {
+        info!(polls, "MLflow has our webhook");
+        worker.schedule(Wake::All, Instant::now() + CACHE);
+    } else if polled && !polls {
+        info!("MLflow has our webhook again: no more polling");
+    }
+}
+
+fn failed(worker: &Worker, cause: &anyhow::Error) {
+    worker.context.metrics.registered(false);
+    worker.registered.send_replace(None);
+    let cause = format!("{cause:#}");
+    if worker.context.plan.polls {
+        warn!(error = cause, "MLflow's webhook is not registered; we poll in any case");
+    } else if worker.context.plan.fallback {
+        if !worker.polls.send_replace(true) {
+            warn!(error = cause, "MLflow's webhook is not registered: polling until it is");
+        }
+    } else {
+        error!(
+            error = cause,
+            "MLflow's webhook is not registered, and polling is off (serving-polling-fallback): nothing is served"
+        );
+    }
+}
+
+async fn attempts(
+    worker: &Worker,
+    webhook: &WebhookPlan,
+    known: Option<&str>,
+    is_tried: bool,
+) -> anyhow::Result<String> {
+    let mut attempt = 0;
+    loop {
+        let result = timeout(webhook.timeout, ensure(worker, webhook, known, is_tried)).await;
+        let result = result
+            .unwrap_or_else(|_| Err(anyhow!("it took longer than {:?} (--mlflow-webhook-timeout)", webhook.timeout)));
+        match result {
+            Err(error) if attempt < webhook.retries => {
+                attempt += 1;
+                info!(error = format!("{error:#}"), attempt, "registering MLflow's webhook again");
+                sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Makes it so; the webhook's id.
+async fn ensure(worker: &Worker, webhook: &WebhookPlan, known: Option<&str>, is_tried: bool) -> anyhow::Result<String> {
+    let client = &worker.context.mlflow;
+    let all = client.webhooks().await.context("listing MLflow's webhooks")?;
+    let ours: Vec<&Webhook> = all.iter().filter(|found| found.url == webhook.url).collect();
+    if webhook.remove {
+        for found in ours.iter().filter(|found| found.name == webhook.name) {
+            client.delete_webhook(&found.webhook_id).await.context("removing our webhook")?;
+            info!(name = found.name, url = found.url, "our webhook is removed from MLflow");
+        }
+        return Ok(String::new());
+    }
+    if ours.len() > 1 {
+        warn!(
+            url = webhook.url,
+            count = ours.len(),
+            "MLflow has several webhooks that lead to us; the first is kept up to date, the others are somebody's"
+        );
+    }
+    let secret = worker.context.plan.secrets.now().context("there is no secret")?;
+    let events = ["SET", "DELETED"].map(|action| Event { entity: "MODEL_VERSION_TAG".into(), action: action.into() });
+    let request = WebhookRequest {
+        name: &webhook.name,
+        description: DESCRIPTION,
+        url: &webhook.url,
+        events: &events,
+        secret: secret.expose_secret(),
+        status: "ACTIVE",
+    };
+    let id = match ours.iter().min_by_key(|found| &found.webhook_id) {
+        Some(found) if known == Some(&found.webhook_id) && is_like(found, &request) => found.webhook_id.clone(),
+        // Its secret cannot be read, so it is written once.
+        Some(found) => {
+            client.update_webhook(&found.webhook_id, &request).await.context("updating our webhook")?;
+            info!(id = found.webhook_id, url = webhook.url, "our webhook in MLflow is brought up to date");
+            found.webhook_id.clone()
+        }
+        None => {
+            let made = client.create_webhook(&request).await.context("making our webhook")?;
+            info!(id = made.webhook_id, url = webhook.url, "MLflow gets our webhook");
+            made.webhook_id
+        }
+    };
+    if is_tried && known == Some(&id) {
+        return Ok(id);
+    }
+    let result = client.test_webhook(&id).await.context("asking MLflow for a delivery")?;
+    if result.success {
+        return Ok(id);
+    }
+    let why = result.error_message.or_else(|| result.response_status.map(|status| format!("it was answered {status}")));
+    Err(anyhow!("MLflow cannot deliver to {}: {}", webhook.url, why.unwrap_or_default()))
+}
+
+fn is_like(found: &Webhook, wanted: &WebhookRequest<'_>) -> bool {
+    let sorted = |events: &[Event]| {
+        let mut events = events.to_vec();
+        events.sort();
+        events
+    };
+    found.name == wanted.name && found.status == wanted.status && sorted(&found.events) == sorted(wanted.events)
+}
