@@ -10,7 +10,7 @@ MANIFESTS ?= k8s-resources/base
 RESULTS ?= $(CURDIR)/target/bench
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
 	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh \
-	tests/s3/build k8s-resources/mlflow/create-infra.sh k8s-resources/mlflow/deploy.sh
+	tests/s3/build tests/gcloud/gcloud k8s-resources/mlflow/create-infra.sh k8s-resources/mlflow/deploy.sh
 
 .PHONY: help
 help: ## Show this list

@@ -121,3 +121,29 @@ fn give_container(index: usize, container: &Container<'_>, variables: &[(&str, V
         outcome.patch.append(&place, container.env.is_some(), variable.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_one_that_every_pod_may_show() {
+        for (text, kept) in [
+            ("http://mlflow.mlflow:5000", "http://mlflow.mlflow:5000"),
+            ("https://mlflow.example.org/mlflow/", "https://mlflow.example.org/mlflow"),
+        ] {
+            assert_eq!(url(text).as_deref(), Ok(kept));
+        }
+        for wrong in [
+            "",
+            "mlflow:5000",
+            "http://",
+            "http:///mlflow",
+            "postgresql://mlflow@db/mlflow",
+            "https://user:password@mlflow.example.org",
+            "http://$(HOST):5000",
+        ] {
+            assert!(url(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -437,6 +437,41 @@ fn nothing_that_was_acknowledged_is_lost() {
     assert!(steps.len() >= 30);
 }
 
+/// Brings an empty database to the schema of some releases ago, by MLflow's own migrations, and prints that and today's.
+const OLD_SCHEMA: &str = "
+from alembic import command
+from alembic.script import ScriptDirectory
+from mlflow.store.db import utils
+engine = utils.create_sqlalchemy_engine('postgresql+psycopg2://')
+utils.InitialBase.metadata.create_all(engine)
+config = utils._get_alembic_config('postgresql+psycopg2://')
+revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+with engine.begin() as connection:
+    config.attributes['connection'] = connection
+    command.upgrade(config, revisions[4])
+print(revisions[4], revisions[0])
+";
+
+/// However many pods of a rollout come at once, one of them migrates, and the others wait for it.
+#[test]
+fn a_rollout_migrates_once() {
+    let installation = Installation::new("migrates", &[]);
+    let environment: Vec<(String, String)> = installation.container("migrate", "old").environment.into_iter().collect();
+    let said = succeeded(&mut tenant_of_server(&installation.folder, &["-c", OLD_SCHEMA], &environment));
+    let (old, new) = said.lines().last().unwrap().split_once(' ').unwrap();
+    let lines: Vec<String> = thread::scope(|scope| {
+        let pods = ["a", "b", "c"].map(|pod| scope.spawn(|| installation.migrate(pod)));
+        let outputs = pods.map(|pod| pod.join().unwrap());
+        assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
+        outputs.iter().flat_map(|output| text(&output.stderr).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    });
+    let count = |what: String| lines.iter().filter(|line| line.contains(&what)).count();
+    assert_eq!(count(format!("migrating the database from schema {old} to {new}")), 1, "{lines:#?}");
+    assert_eq!(count(format!("the database has schema {new} already")), 2, "{lines:#?}");
+    let stored = installation.postgres.lock().unwrap().psql("mlflow", "SELECT version_num FROM alembic_version");
+    assert_eq!(stored.trim(), new);
+}
+
 /// Variables that are other than they should be (without a value: not there), and what the line has to say.
 type Mistake<'m> = (&'m [(&'m str, Option<&'m str>)], &'m [&'m str]);
 
