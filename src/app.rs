@@ -30,7 +30,7 @@ use crate::images::{self, Images};
 use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Limits, Port, Stage};
-use crate::{certs, inspect, mutate, offline, server, telemetry, tenancy, yaml};
+use crate::{certs, inspect, mutate, offline, projects, server, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
 ///
@@ -39,6 +39,7 @@ use crate::{certs, inspect, mutate, offline, server, telemetry, tenancy, yaml};
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Gate(settings) => return inspect::run(&settings),
+        Command::Project(command) => return projects::run(&command),
         Command::Serve(settings) => {
             telemetry::start(&settings.logs);
             let termination_log = settings.logs.termination_log.clone();

@@ -10,7 +10,7 @@ use crate::admission::Configuration;
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{certs, gate, images, mutate, server, settings, telemetry, tenancy};
+use crate::{certs, gate, images, mutate, projects, server, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -34,6 +34,9 @@ pub enum Command {
     Manifests(Manifests),
     /// Say whether an image or the jobs of a file log to MLflow; exit code 0: yes, 1: no, 2: nobody can tell
     Gate(Box<Gate>),
+    /// Run an MLflow project as an object of any job-like kind, and look after its runs
+    #[command(subcommand)]
+    Project(projects::Command),
 }
 
 /// Every command reads the same file; each takes from it what it knows.

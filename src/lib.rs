@@ -8,12 +8,14 @@
 //! | [`cli`] | the commands, and the settings that they share |
 //! | [`settings`] | flags, environment and settings file, in that order |
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |
+//! | [`mlflow`] | a client of MLflow's REST API: connection, limits, complete listings, errors |
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
 //! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
 //! | [`inspect`] | the same from the command line |
 //! | [`offline`] | the same without a cluster, for files |
+//! | [`projects`] | an MLflow project as a job-like object of any kind: rendered, created, followed |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
@@ -38,8 +40,10 @@ pub mod gate;
 pub mod images;
 pub mod inspect;
 pub mod launch;
+pub mod mlflow;
 pub mod mutate;
 pub mod offline;
+pub mod projects;
 pub mod reviewer;
 pub mod server;
 pub mod settings;

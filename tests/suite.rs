@@ -67,6 +67,10 @@ mod owner_only;
 mod pod_images;
 #[path = "suite/pods.rs"]
 mod pods;
+#[path = "suite/project_images.rs"]
+mod project_images;
+#[path = "suite/projects.rs"]
+mod projects;
 #[path = "suite/properties.rs"]
 mod properties;
 #[path = "suite/refused_writes.rs"]
@@ -91,6 +95,8 @@ mod server_operations;
 mod server_rollout;
 #[path = "suite/server_tls.rs"]
 mod server_tls;
+#[path = "suite/stand_in_node.rs"]
+mod stand_in_node;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/tenancy.rs"]

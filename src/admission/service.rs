@@ -231,7 +231,7 @@ fn wait(uri: &Uri) -> Option<Duration> {
 
 fn document(body: &[u8]) -> Result<Document<'_>, Refusal> {
     let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
-    serde_json::from_slice(body).map_err(not_json)
+    Document::read(body).map_err(not_json)
 }
 
 /// The answer, and a word for what was decided; the log has it, too.

@@ -144,5 +144,24 @@ pub const UNPRIVILEGED_USER: u32 = 65532;
 /// Label of a pod that Argo runs for a workflow; it looks after sidecars itself.
 pub const ARGO_WORKFLOW_LABEL: &str = "workflows.argoproj.io/workflow";
 
+/// Label of an object that an MLflow project runs as, and of its pods: the id of the run.
+pub const RUN_LABEL: &str = "mlflow.org/run-id";
+/// Annotation of such an object: the run's experiment.
+pub const EXPERIMENT_ANNOTATION: &str = "mlflow.org/experiment-id";
+/// Annotation of a template: the CRD's name, as mlflow#4317 has it.
+pub const CRD_NAME: &str = "mlflow.org/crd-name";
+/// Annotation of a template: labels of the pods whose logs are shown (mlflow#4317); empty for none.
+pub const LOG_LABELS: &str = "mlflow.org/crd-log-labels";
+/// Annotation of a template: seconds between two looks, where there is no watch (mlflow#4317).
+pub const POLL_INTERVAL: &str = "mlflow.org/poll-status-interval";
+/// Annotation of a template: the JSONPath at which its kind says how far it is.
+pub const STATUS_PATH: &str = "mlflow.org/status-path";
+/// Annotation of a template: words for success at that path, separated by commas.
+pub const STATUS_FINISHED: &str = "mlflow.org/status-finished";
+/// The same for failure.
+pub const STATUS_FAILED: &str = "mlflow.org/status-failed";
+/// The same for what has begun.
+pub const STATUS_RUNNING: &str = "mlflow.org/status-running";
+
 /// Longest text of an Event (events.k8s.io, `note`), in bytes.
 pub const LONGEST_NOTE: usize = 1024;

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("durations", &[]),
     ("images", &["durations", "share"]),
     ("launch", &[]),
+    ("mlflow", &[]),
     ("share", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
@@ -23,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Capabilities: the ground, never one another.
     ("gate", &["admission", "cluster", "images"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
+    ("projects", &["cluster", "images", "mlflow", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
@@ -38,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "images",
             "mutate",
             "offline",
+            "projects",
             "server",
             "settings",
             "telemetry",
