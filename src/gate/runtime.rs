@@ -160,26 +160,26 @@ mod tests {
     use super::super::subject::Value as Variable;
     use super::*;
 
-    fn reference(spec: &Value) -> Result<String, String> {
+    fn reference(spec: &Value) -> Option<String> {
         let text = json!({"spec": {"runtimeRef": spec}}).to_string();
         let document: Document<'_> = serde_json::from_str(&text).unwrap();
-        RuntimeRef::of(document.root(), "v1alpha1").map(|reference| reference.path("alice"))
+        RuntimeRef::of(document.root(), "v1alpha1").ok().map(|reference| reference.path("alice"))
     }
 
     #[test]
     fn a_runtime_is_read_where_it_is_and_nowhere_else() {
         let cluster = "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes/torch-distributed";
-        assert_eq!(reference(&json!({"name": "torch-distributed"})).as_deref(), Ok(cluster));
+        assert_eq!(reference(&json!({"name": "torch-distributed"})).as_deref(), Some(cluster));
         let own = json!({"name": "mine", "kind": "TrainingRuntime", "apiGroup": "trainer.kubeflow.org"});
         assert_eq!(
             reference(&own).as_deref(),
-            Ok("/apis/trainer.kubeflow.org/v1alpha1/namespaces/alice/trainingruntimes/mine")
+            Some("/apis/trainer.kubeflow.org/v1alpha1/namespaces/alice/trainingruntimes/mine")
         );
         for name in ["", "..", "../../../api/v1/secrets", "a/b", "a?b", "a#b", "a%2fb", "A", "a b", "-a", "a.", "ä"] {
-            assert!(reference(&json!({"name": name})).is_err(), "{name:?}");
+            assert_eq!(reference(&json!({"name": name})), None, "{name:?}");
         }
-        assert!(reference(&json!({"name": "a", "kind": "Secret"})).is_err());
-        assert!(reference(&json!({"name": "a", "apiGroup": "example.org"})).is_err());
+        assert_eq!(reference(&json!({"name": "a", "kind": "Secret"})), None);
+        assert_eq!(reference(&json!({"name": "a", "apiGroup": "example.org"})), None);
     }
 
     #[test]

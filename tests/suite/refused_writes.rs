@@ -91,6 +91,55 @@ fn pauses(server: &Server, says: &str) -> Vec<u64> {
     lines.map(|line| line["retry_in_ms"].as_u64().unwrap()).collect()
 }
 
+/// Has the API server refuse a tenant's filters, or all of them, and waits until it does; what it says then, and the mend.
+fn stand_in_the_way(cluster: &Cluster, obstacle: &str, name: &str, tenant: &str) -> (&'static str, &'static str) {
+    let create_filter = || {
+        let filter = json!({"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+            "metadata": {"name": "probe", "namespace": tenant}, "spec": {}});
+        cluster.try_kubectl_with(&["create", "--dry-run=server", "-f", "-"], &filter.to_string()).status.success()
+    };
+    match obstacle {
+        "quota" => {
+            let hard = json!({"count/envoyfilters.networking.istio.io": "0"});
+            cluster.apply(&json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": tenant}, "spec": {"hard": hard}}));
+            // What the controller of quotas writes; the test's control plane runs without it.
+            let status = json!({"status": {"hard": hard, "used": hard}}).to_string();
+            cluster.kubectl(&[
+                "patch",
+                "resourcequota",
+                "none",
+                "-n",
+                tenant,
+                "--subresource=status",
+                "--type=merge",
+                "-p",
+                &status,
+            ]);
+            wait_for("the quota", || !create_filter());
+            ("exceeded quota: none", "raise that ResourceQuota")
+        }
+        "policy" => {
+            let expression = format!("object.metadata.namespace == '{tenant}'");
+            for object in policy(name, "networking.istio.io", "envoyfilters", &expression) {
+                cluster.apply(&object);
+            }
+            wait_for("the policy", || !create_filter());
+            ("nobody makes these here", "have that policy leave out our service account")
+        }
+        _ => {
+            for object in roles_without(name, "envoyfilters", "patch") {
+                cluster.apply(&object);
+            }
+            let user = format!("--as=system:serviceaccount:{name}:{name}");
+            let can = || {
+                cluster.try_kubectl(&["auth", "can-i", "patch", "envoyfilters", "-n", tenant, &user]).status.success()
+            };
+            wait_for("the roles", || !can());
+            ("cannot patch resource \"envoyfilters\"", "give our service account its roles again")
+        }
+    }
+}
+
 #[test]
 fn tenancy_says_what_is_refused_and_recovers() {
     let cluster = Cluster::shared();
@@ -114,57 +163,10 @@ fn tenancy_says_what_is_refused_and_recovers() {
     );
     server.wait_for_line("the lease", |line| line["message"] == "holding the lease: this replica writes");
 
-    let create_filter = |tenant: &str| {
-        let filter = json!({"apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
-            "metadata": {"name": "probe", "namespace": tenant}, "spec": {}});
-        cluster.try_kubectl_with(&["create", "--dry-run=server", "-f", "-"], &filter.to_string()).status.success()
-    };
     for obstacle in ["quota", "policy", "forbidden"] {
         let tenant = scene.tenant(&format!("refused-{obstacle}"));
         scene.namespace(&tenant, "alice@example.com");
-        let (says, mend): (&str, &str) = match obstacle {
-            "quota" => {
-                let hard = json!({"count/envoyfilters.networking.istio.io": "0"});
-                cluster.apply(&json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": tenant}, "spec": {"hard": hard}}));
-                // What the controller of quotas writes; the test's control plane runs without it.
-                let status = json!({"status": {"hard": hard, "used": hard}}).to_string();
-                cluster.kubectl(&[
-                    "patch",
-                    "resourcequota",
-                    "none",
-                    "-n",
-                    &tenant,
-                    "--subresource=status",
-                    "--type=merge",
-                    "-p",
-                    &status,
-                ]);
-                wait_for("the quota", || !create_filter(&tenant));
-                ("exceeded quota: none", "raise that ResourceQuota")
-            }
-            "policy" => {
-                let expression = format!("object.metadata.namespace == '{tenant}'");
-                for object in policy(&name, "networking.istio.io", "envoyfilters", &expression) {
-                    cluster.apply(&object);
-                }
-                wait_for("the policy", || !create_filter(&tenant));
-                ("nobody makes these here", "have that policy leave out our service account")
-            }
-            _ => {
-                for object in roles_without(&name, "envoyfilters", "patch") {
-                    cluster.apply(&object);
-                }
-                let user = format!("--as=system:serviceaccount:{name}:{name}");
-                let can = || {
-                    cluster
-                        .try_kubectl(&["auth", "can-i", "patch", "envoyfilters", "-n", &tenant, &user])
-                        .status
-                        .success()
-                };
-                wait_for("the roles", || !can());
-                ("cannot patch resource \"envoyfilters\"", "give our service account its roles again")
-            }
-        };
+        let (says, mend) = stand_in_the_way(&cluster, obstacle, &name, &tenant);
         scene.profile(&tenant, "alice@example.com");
         let is_said = |line: &Value| {
             line["tenant"] == tenant.as_str() && line["error"].as_str().is_some_and(|error| error.contains(says))
@@ -264,8 +266,9 @@ fn certificates_say_what_is_refused_and_recover() {
     }
     let secret = scene.secret_name();
     let create = ["create", "secret", "generic", &secret, "-n", name, "--dry-run=server"];
-    let refuses = || String::from_utf8_lossy(&cluster.try_kubectl(&create).stderr).contains("nobody makes these here");
-    wait_for("the policy", refuses);
+    let is_policy_there =
+        || String::from_utf8_lossy(&cluster.try_kubectl(&create).stderr).contains("nobody makes these here");
+    wait_for("the policy", is_policy_there);
     cluster.kubectl(&["delete", "resourcequota", "none", "-n", name]);
     is_told("nobody makes these here", "have that policy leave out our service account");
     assert!(refused("policy") >= 1);
