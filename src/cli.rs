@@ -11,7 +11,7 @@ use crate::admission::Configuration;
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{certs, gate, images, mlflow, mutate, server, serving, settings, telemetry, tenancy};
+use crate::{certs, gate, images, mlflow, mutate, projects, server, serving, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -35,6 +35,9 @@ pub enum Command {
     Manifests(Manifests),
     /// Say whether an image or the jobs of a file log to MLflow; exit code 0: yes, 1: no, 2: nobody can tell
     Gate(Box<Gate>),
+    /// Run an MLflow project as an object of any job-like kind, and look after its runs
+    #[command(subcommand)]
+    Project(projects::Command),
 }
 
 /// Every command reads the same file; each takes from it what it knows.

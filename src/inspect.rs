@@ -102,16 +102,21 @@ fn containers(object: &Value, settings: &Settings) -> anyhow::Result<(String, Ve
     .to_string();
     let document: Document<'_> = serde_json::from_str(&review)?;
     let request = Request::read(&document).map_err(anyhow::Error::msg)?;
+    let name = || format!("{} {}", text("/kind"), text("/metadata/name"));
+    let with_image = |mut containers: Vec<Container>| {
+        for container in &mut containers {
+            container.image = settings.image.clone().unwrap_or(std::mem::take(&mut container.image));
+        }
+        containers
+    };
     let workloads: Vec<WorkloadKind> = settings.workloads.iter().chain(WorkloadKind::known()).cloned().collect();
     match gate::subject(&request, &workloads, &settings.rule.gate_helpers) {
         Subject::Answered(outcome) => anyhow::bail!("{}: {}", text("/kind"), outcome.reason),
-        Subject::Containers(mut containers) => {
-            if let Some(image) = &settings.image {
-                for container in &mut containers {
-                    container.image.clone_from(image);
-                }
-            }
-            Ok((format!("{} {}", text("/kind"), text("/metadata/name")), containers))
+        Subject::Containers(containers) => Ok((name(), with_image(containers))),
+        Subject::TrainJob(trainer, _) => {
+            let trainer = with_image(vec![*trainer]).into_iter();
+            let reason = "its training runtime is in a cluster, which is not asked here";
+            Ok((name(), trainer.map(|trainer| trainer.without_runtime(reason)).collect()))
         }
     }
 }
@@ -146,6 +151,7 @@ impl<'s> Looks<'s> {
             gate: gate::Mode::Enforce,
             gate_unknown: gate::Unknown::Deny,
             gate_pull_secrets: false,
+            gate_sbom: true,
             gate_cache_bytes: 0,
             rule: settings.rule.clone(),
         };

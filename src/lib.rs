@@ -16,11 +16,14 @@
 //! | [`inspect`] | the same from the command line |
 //! | [`serving`] | model versions of MLflow's that are tagged `deploy=true`, served by KServe |
 //! | [`offline`] | the same without a cluster, for files |
+//! | [`projects`] | an MLflow project as a job-like object of any kind: rendered, created, followed |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
+//! | [`durations`] | times in settings |
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
+//! | [`share`] | how something of which there is only so much is shared |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
@@ -33,6 +36,7 @@ pub mod app;
 pub mod certs;
 pub mod cli;
 pub mod cluster;
+pub mod durations;
 pub mod gate;
 pub mod images;
 pub mod inspect;
@@ -40,10 +44,12 @@ pub mod launch;
 pub mod mlflow;
 pub mod mutate;
 pub mod offline;
+pub mod projects;
 pub mod reviewer;
 pub mod server;
 pub mod serving;
 pub mod settings;
+pub mod share;
 pub mod telemetry;
 pub mod tenancy;
 pub mod yaml;

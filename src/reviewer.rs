@@ -7,8 +7,8 @@ use futures::future::join_all;
 use tokio::time::timeout_at;
 
 use crate::admission::service::Decider;
-use crate::admission::{Endpoint, Outcome, Request, Wanted};
-use crate::gate::{Gate, Mode};
+use crate::admission::{About, Endpoint, Outcome, Request, Wanted};
+use crate::gate::{self, Gate, Mode};
 use crate::images::{Credentials, Images, Reference, pull_secrets};
 use crate::mutate::{self, ImageCommand, ImageCommands, Surroundings};
 use crate::tenancy;
@@ -33,6 +33,7 @@ const OFF: &str = "this capability is switched off";
 
 impl Decider for Reviewer {
     type Looked = ImageCommands;
+    type Case = Option<gate::Case>;
 
     fn decide(&self, endpoint: Endpoint, request: &Request<'_>, images: &ImageCommands) -> Outcome {
         let Some(settings) = &self.mutation else { return Outcome::unchanged(OFF) };
@@ -55,14 +56,20 @@ impl Decider for Reviewer {
         wanted.images.into_iter().zip(commands).collect()
     }
 
-    async fn judge(&self, endpoint: Endpoint, request: &Request<'_>, until: Instant) -> Outcome {
+    fn case(&self, endpoint: Endpoint, request: &Request<'_>) -> Option<gate::Case> {
         let mode = match endpoint {
             Endpoint::JobValidate => Mode::Enforce,
             Endpoint::JobValidateWarn => Mode::Warn,
             _ => Mode::Off,
         };
-        let Some(gate) = &self.gate else { return Outcome::unchanged(OFF) };
-        gate.review(mode, request, until).await
+        self.gate.as_ref().map(|gate| gate.case(mode, request))
+    }
+
+    async fn judge(&self, case: Option<gate::Case>, about: &About<'_>, until: Instant) -> Outcome {
+        match self.gate.as_ref().zip(case) {
+            Some((gate, case)) => gate.review(case, about, until).await,
+            None => Outcome::unchanged(OFF),
+        }
     }
 }
 

@@ -29,6 +29,8 @@ mod envoy;
 mod fixtures;
 #[path = "suite/gate.rs"]
 mod gate;
+#[path = "suite/gate_bills.rs"]
+mod gate_bills;
 #[path = "suite/gate_command.rs"]
 mod gate_command;
 #[path = "suite/gate_server.rs"]
@@ -65,8 +67,14 @@ mod owner_only;
 mod pod_images;
 #[path = "suite/pods.rs"]
 mod pods;
+#[path = "suite/project_images.rs"]
+mod project_images;
+#[path = "suite/projects.rs"]
+mod projects;
 #[path = "suite/properties.rs"]
 mod properties;
+#[path = "suite/refused_writes.rs"]
+mod refused_writes;
 #[path = "suite/registry.rs"]
 mod registry;
 #[path = "katib/rendered.rs"]
@@ -91,6 +99,8 @@ mod server_tls;
 mod serving;
 #[path = "suite/serving_deliveries.rs"]
 mod serving_deliveries;
+#[path = "suite/stand_in_node.rs"]
+mod stand_in_node;
 #[path = "suite/support.rs"]
 mod support;
 #[path = "suite/tenancy.rs"]

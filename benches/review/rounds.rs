@@ -15,6 +15,8 @@ use crate::spread::Spread;
 
 /// Connections as the API server has them: few, some, and more than it opens.
 const CONNECTIONS: [usize; 3] = [1, 16, 64];
+/// Bodies from this size on are sent by fewer connections.
+const LARGE: usize = 256 * 1024;
 /// Starts of the server that are timed.
 const STARTS: usize = 10;
 
@@ -52,7 +54,9 @@ async fn measure(rounds: usize, length: Duration) -> anyhow::Result<Vec<Row>> {
     for (body, target) in bodies.iter().zip([Some(1.75), Some(3.0), None, None, None]) {
         say(body.name);
         let name = format!("CPU a review, {}", body.name);
-        rows.push(cpu(&servers, body, &name, 16, rounds, length, &mut busy).await?.at_most(target));
+        // Bodies of one peer share the memory that it may have: of large ones it gets few through at once.
+        let connections = if body.review.len() > LARGE { 4 } else { 16 };
+        rows.push(cpu(&servers, body, &name, connections, rounds, length, &mut busy).await?.at_most(target));
     }
     let notebook = bodies.first().context("no bodies")?;
     for connections in CONNECTIONS {

@@ -58,7 +58,7 @@ fn expected(endpoint: Endpoint, object: &Value, body: &[u8]) -> anyhow::Result<V
 
 fn decided(endpoint: Endpoint, body: &[u8]) -> anyhow::Result<Vec<u8>> {
     let settings = settings();
-    let document: Document<'_> = serde_json::from_slice(body)?;
+    let document = Document::read(body)?;
     let request = Request::read(&document).map_err(|error| anyhow::anyhow!("{error}"))?;
     let outcome = mutate::decide(endpoint, &request, &Surroundings::unknown(), &settings);
     Ok(outcome.answer(request.uid)?)

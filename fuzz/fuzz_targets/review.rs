@@ -14,7 +14,7 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tenancy_fixer::admission::service::Decider;
-use tenancy_fixer::admission::{self, Endpoint, Outcome, Reviews, Wanted};
+use tenancy_fixer::admission::{self, About, Endpoint, Outcome, Reviews, Wanted};
 use tenancy_fixer::cli::{Cli, Command};
 use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
@@ -39,6 +39,7 @@ struct Alone(&'static Settings);
 
 impl Decider for Alone {
     type Looked = ();
+    type Case = ();
 
     fn decide(&self, endpoint: Endpoint, request: &admission::Request<'_>, (): &()) -> Outcome {
         mutate::decide(endpoint, request, &Surroundings::unknown(), self.0)
@@ -46,7 +47,9 @@ impl Decider for Alone {
 
     async fn look(&self, _: &str, _: Wanted, _: Instant) {}
 
-    async fn judge(&self, _: Endpoint, _: &admission::Request<'_>, _: Instant) -> Outcome {
+    fn case(&self, _: Endpoint, _: &admission::Request<'_>) {}
+
+    async fn judge(&self, (): (), _: &About<'_>, _: Instant) -> Outcome {
         Outcome::unchanged("nobody judges here")
     }
 }

@@ -70,7 +70,19 @@ impl fmt::Display for Unexpected {
 
 impl std::error::Error for Unexpected {}
 
-impl Document<'_> {
+impl<'a> Document<'a> {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// What is not UTF-8, not JSON, or has more than [`MOST_TOKENS`].
+    pub fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
+        // All of it at once: serde_json would look at each text anew.
+        let text = std::str::from_utf8(body).map_err(|error| {
+            serde_json::Error::custom(format_args!("it is not UTF-8 from byte {} on", error.valid_up_to()))
+        })?;
+        serde_json::from_str(text)
+    }
+
     /// The whole of it.
     #[must_use]
     pub fn root(&self) -> Node<'_> {

@@ -11,5 +11,5 @@ pub mod review;
 pub mod service;
 
 pub use endpoints::{Configuration, Endpoint};
-pub use review::{Outcome, Request, Wanted};
+pub use review::{About, Outcome, Request, Wanted};
 pub use service::Reviews;

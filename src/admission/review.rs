@@ -85,6 +85,20 @@ impl<'d> Request<'d> {
         }))
     }
 
+    /// What its answer and the log say of it.
+    #[must_use]
+    pub fn about(&self) -> About<'d> {
+        About {
+            uid: self.uid.into(),
+            namespace: self.namespace.into(),
+            kind: self.kind.into(),
+            name: self.display_name(),
+            operation: self.operation.into(),
+            user: self.user.into(),
+            dry_run: self.dry_run,
+        }
+    }
+
     /// The object's name, or what it is going to be made from, for people.
     #[must_use]
     pub fn display_name(&self) -> Cow<'d, str> {
@@ -94,6 +108,42 @@ impl<'d> Request<'d> {
         let generate_name =
             self.object.and_then(|object| object.at(&["metadata", "generateName"])).and_then(Node::text);
         generate_name.map_or(Cow::Borrowed(""), |prefix| Cow::Owned(format!("{prefix}*")))
+    }
+}
+
+/// What the answer to a request and its line in the log say of it, without the object.
+#[derive(Clone, Debug, Default)]
+pub struct About<'r> {
+    /// As in [`Request`].
+    pub uid: Cow<'r, str>,
+    /// As in [`Request`].
+    pub namespace: Cow<'r, str>,
+    /// As in [`Request`].
+    pub kind: Cow<'r, str>,
+    /// [`Request::display_name`].
+    pub name: Cow<'r, str>,
+    /// As in [`Request`].
+    pub operation: Cow<'r, str>,
+    /// As in [`Request`].
+    pub user: Cow<'r, str>,
+    /// As in [`Request`].
+    pub dry_run: bool,
+}
+
+impl About<'_> {
+    /// For longer than the document is there.
+    #[must_use]
+    pub fn into_owned(self) -> About<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        About {
+            uid: own(self.uid),
+            namespace: own(self.namespace),
+            kind: own(self.kind),
+            name: own(self.name),
+            operation: own(self.operation),
+            user: own(self.user),
+            dry_run: self.dry_run,
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant as StdInstant};
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Buf as _, Bytes};
-use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::http::Extensions;
 use hyper::{Method, Request as HttpRequest, Response, StatusCode, Uri};
 use k8s_openapi::jiff::SignedDuration;
 use prometheus_client::registry::Registry;
@@ -17,7 +18,7 @@ use tracing::{info, warn};
 
 use super::json::Document;
 use super::metrics::Metrics;
-use super::{Configuration, Endpoint, Outcome, Request, Wanted};
+use super::{About, Configuration, Endpoint, Outcome, Request, Wanted};
 
 /// An object may have 3 MiB in the API server, and an UPDATE carries it twice (controller-runtime#2598).
 const LARGEST_BODY: usize = 7 * 1024 * 1024;
@@ -37,6 +38,9 @@ pub trait Decider: Sync {
     /// What a look has found; before it, nothing.
     type Looked: Default + Send + Sync;
 
+    /// An object that is to be judged, as far as it matters.
+    type Case: Send;
+
     /// Decides on one request, without asking anybody.
     fn decide(&self, endpoint: Endpoint, request: &Request<'_>, looked: &Self::Looked) -> Outcome;
 
@@ -44,13 +48,12 @@ pub trait Decider: Sync {
     /// unknown. `namespace` is the request's.
     fn look(&self, namespace: &str, wanted: Wanted, until: StdInstant) -> impl Future<Output = Self::Looked> + Send;
 
-    /// Judges an object that is not to be changed, by `until`; its endpoint is one of the validating configuration.
-    fn judge(
-        &self,
-        endpoint: Endpoint,
-        request: &Request<'_>,
-        until: StdInstant,
-    ) -> impl Future<Output = Outcome> + Send;
+    /// What a judgement needs of an object, of its own: neither the object nor its bytes are kept while others are asked. The
+    /// endpoint is one of the validating configuration.
+    fn case(&self, endpoint: Endpoint, request: &Request<'_>) -> Self::Case;
+
+    /// Judges an object that is not to be changed, by `until`.
+    fn judge(&self, case: Self::Case, about: &About<'_>, until: StdInstant) -> impl Future<Output = Outcome> + Send;
 }
 
 /// What comes of reading a review and deciding on it.
@@ -128,14 +131,18 @@ impl Reviews {
     {
         let waits_until = Instant::now() + wait(request.uri()).unwrap_or(LONGEST_WAIT);
         let endpoint = endpoint(&request)?;
-        let body = body(request).await?;
+        let (parts, body) = request.into_parts();
+        let body = self::body(&parts.headers, body).await?;
+        // Whoever counts the bytes of bodies has put that there, and counts them until it is dropped.
+        let held = parts.extensions;
         let started = Instant::now();
         if body.is_empty() {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, "the body is empty, expected an AdmissionReview"));
         }
         if endpoint.configuration() == Configuration::Validating {
-            return self.judged(endpoint, &body, decider, waits_until, started).await;
+            return self.judged(endpoint, (body, held), decider, waits_until, started).await;
         }
+        let _held = held;
         let first = self.in_turn(&body, waits_until, || pass(endpoint, &body, decider, None, started)).await?;
         let (namespace, wanted) = match first {
             Pass::Answer(answer, decision) => return Ok((answer, decision)),
@@ -149,21 +156,26 @@ impl Reviews {
         }
     }
 
-    /// A judgement is made of an object that is kept meanwhile.
+    /// A judgement is made of what has been taken from the object; its bytes are given back before.
     async fn judged(
         &self,
         endpoint: Endpoint,
-        body: &[u8],
+        (body, held): (Vec<u8>, Extensions),
         decider: &impl Decider,
         waits_until: Instant,
         started: Instant,
     ) -> Result<(Vec<u8>, &'static str), Refusal> {
-        let document = self.in_turn(body, waits_until, || document(body)).await?;
-        let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
+        let take = || {
+            let document = document(&body)?;
+            let request = Request::read(&document).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))?;
+            Ok((decider.case(endpoint, &request), request.about().into_owned()))
+        };
+        let (case, about) = self.in_turn(&body, waits_until, take).await?;
+        drop((body, held));
         // The rest is for the way.
         let patience = Duration::from_secs(endpoint.timeout_seconds().into()) * 4 / 5;
-        let outcome = decider.judge(endpoint, &request, (started + patience).min(waits_until).into_std()).await;
-        told(endpoint, &request, &outcome, started)
+        let outcome = decider.judge(case, &about, (started + patience).min(waits_until).into_std()).await;
+        told(endpoint, &about, &outcome, started)
     }
 
     /// Does what takes memory, large bodies one after another, and nothing for a caller that no longer waits.
@@ -219,19 +231,19 @@ fn wait(uri: &Uri) -> Option<Duration> {
 
 fn document(body: &[u8]) -> Result<Document<'_>, Refusal> {
     let not_json = |error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body cannot be read as JSON: {error}"));
-    serde_json::from_slice(body).map_err(not_json)
+    Document::read(body).map_err(not_json)
 }
 
 /// The answer, and a word for what was decided; the log has it, too.
 fn told(
     endpoint: Endpoint,
-    request: &Request<'_>,
+    about: &About<'_>,
     outcome: &Outcome,
     started: Instant,
 ) -> Result<(Vec<u8>, &'static str), Refusal> {
     let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    let answer = outcome.answer(request.uid).map_err(unwritable)?;
-    log(endpoint, request, outcome, started);
+    let answer = outcome.answer(&about.uid).map_err(unwritable)?;
+    log(endpoint, about, outcome, started);
     Ok((answer, outcome.decision()))
 }
 
@@ -250,7 +262,7 @@ fn pass<D: Decider>(
     if looked.is_none() && !outcome.wanted.images.is_empty() {
         return Ok(Pass::Look(request.namespace.to_owned(), std::mem::take(&mut outcome.wanted)));
     }
-    told(endpoint, &request, &outcome, started).map(|(answer, decision)| Pass::Answer(answer, decision))
+    told(endpoint, &request.about(), &outcome, started).map(|(answer, decision)| Pass::Answer(answer, decision))
 }
 
 fn endpoint<B>(request: &HttpRequest<B>) -> Result<Endpoint, Refusal> {
@@ -276,14 +288,13 @@ fn endpoint<B>(request: &HttpRequest<B>) -> Result<Endpoint, Refusal> {
 }
 
 /// The whole body, or as little as shows that it is too large; in one piece of memory.
-async fn body<B>(request: HttpRequest<B>) -> Result<Vec<u8>, Refusal>
+async fn body<B>(headers: &HeaderMap, body: B) -> Result<Vec<u8>, Refusal>
 where
     B: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {
     let too_large =
         || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {LARGEST_BODY} bytes"));
-    let declared = request
-        .headers()
+    let declared = headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())
         .and_then(|length| length.parse::<usize>().ok());
@@ -295,7 +306,7 @@ where
         Err(error) if error.is::<LengthLimitError>() => too_large(),
         Err(error) => Refusal::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}")),
     };
-    let mut body = std::pin::pin!(Limited::new(request.into_body(), LARGEST_BODY));
+    let mut body = std::pin::pin!(Limited::new(body, LARGEST_BODY));
     // Not all that is announced, of which the first byte alone may cost a huge page; but so much that malloc asks the system
     // for it, and gives it back.
     let mut whole = Vec::with_capacity(declared.unwrap_or_default().min(LARGE));
@@ -312,16 +323,16 @@ where
 }
 
 /// One line for each review, without anything from inside the object but its name.
-fn log(endpoint: Endpoint, request: &Request<'_>, outcome: &Outcome, started: Instant) {
+fn log(endpoint: Endpoint, about: &About<'_>, outcome: &Outcome, started: Instant) {
     let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     info!(
-        uid = request.uid,
-        namespace = request.namespace,
-        kind = request.kind,
-        name = &*request.display_name(),
-        operation = request.operation,
-        user = request.user,
-        dry_run = request.dry_run,
+        uid = &*about.uid,
+        namespace = &*about.namespace,
+        kind = &*about.kind,
+        name = &*about.name,
+        operation = &*about.operation,
+        user = &*about.user,
+        dry_run = about.dry_run,
         endpoint = endpoint.path(),
         decision = outcome.decision(),
         reason = &*outcome.reason,

@@ -25,7 +25,7 @@ use super::bundle::{Configuration, Kind};
 use super::clock::Clock;
 use super::metrics::{AUTHORITY, SERVING};
 use super::{Metrics, Resolver, Settings, clock, store};
-use crate::cluster::names;
+use crate::cluster::{names, refusal};
 
 /// How often the time is looked at. Clocks may jump, so nothing sleeps until a time of theirs.
 const TICK: Duration = Duration::from_secs(1);
@@ -217,7 +217,16 @@ impl Keeper {
             match done.unwrap_or_else(|_| Err(anyhow::anyhow!("the API server did not answer in time"))) {
                 Ok(()) => (self.trouble, self.failures) = (None, 0),
                 Err(error) => {
-                    self.failed(format!("{error:#}")).await;
+                    let refused = error.chain().find_map(|error| refusal::refusal(error.downcast_ref()?));
+                    let trouble = match refused {
+                        Some((reason, message)) => {
+                            self.context.metrics.refused(reason);
+                            // Without what the client's own words repeat.
+                            format!("{error}: {message}; {}", reason.mend())
+                        }
+                        None => format!("{error:#}"),
+                    };
+                    self.failed(trouble).await;
                     break;
                 }
             }

@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 
 use super::authority::Certificate;
 use super::bundle::Kind;
+use crate::cluster::refusal::Reason;
 
 /// Shared by whoever counts; cheap to clone.
 #[derive(Clone, Debug)]
@@ -17,6 +18,7 @@ pub struct Metrics {
     changes: Family<CertificateLabel, Counter>,
     bundle_writes: Family<KindLabel, Counter>,
     failures: Counter,
+    refused_writes: Family<ReasonLabel, Counter>,
     clock_ahead: Gauge,
 }
 
@@ -24,6 +26,11 @@ pub struct Metrics {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CertificateLabel {
     certificate: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +51,7 @@ impl Metrics {
             changes: Family::default(),
             bundle_writes: Family::default(),
             failures: Counter::default(),
+            refused_writes: Family::default(),
             clock_ahead: Gauge::default(),
         };
         let certificate = registry.sub_registry_with_prefix("certificate");
@@ -68,6 +76,11 @@ impl Metrics {
             metrics.failures.clone(),
         );
         certificate.register(
+            "refused_writes",
+            "Those of them that the API server refused, until somebody mends something, by what stands in the way",
+            metrics.refused_writes.clone(),
+        );
+        certificate.register(
             "clock_ahead_seconds",
             "How far this machine's clock is ahead of the API server's; 0 if by less than ten seconds, or not known",
             metrics.clock_ahead.clone(),
@@ -89,6 +102,10 @@ impl Metrics {
 
     pub(super) fn wrote_bundle(&self, kind: Kind) {
         self.bundle_writes.get_or_create(&KindLabel { kind: kind.name() }).inc();
+    }
+
+    pub(super) fn refused(&self, reason: Reason) {
+        self.refused_writes.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
     }
 
     pub(super) fn failed(&self) {

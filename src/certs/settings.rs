@@ -7,6 +7,7 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::authority::Policy;
 use crate::cluster::names;
+use crate::durations;
 
 /// Settings of the certificates that we make ourselves: without `--tls-cert` and `--tls-key`.
 #[derive(Args, Clone, Debug)]
@@ -34,15 +35,15 @@ pub struct Settings {
     pub webhook_configuration: String,
 
     /// Life of the certificate authority; another one follows after two thirds of it
-    #[arg(long, env = "TENANCY_FIXER_CA_VALIDITY", value_name = "DURATION", default_value = "8760h", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_CA_VALIDITY", value_name = "DURATION", default_value = "8760h", value_parser = durations::positive_signed)]
     pub ca_validity: SignedDuration,
 
     /// Life of a server's certificate; another one follows after two thirds of it
-    #[arg(long, env = "TENANCY_FIXER_CERTIFICATE_VALIDITY", value_name = "DURATION", default_value = "168h", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_CERTIFICATE_VALIDITY", value_name = "DURATION", default_value = "168h", value_parser = durations::positive_signed)]
     pub certificate_validity: SignedDuration,
 
     /// Time that API servers get to learn of a new authority before certificates are signed by it
-    #[arg(long, env = "TENANCY_FIXER_CA_SETTLE", value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_CA_SETTLE", value_name = "DURATION", default_value = "60s", value_parser = durations::positive_signed)]
     pub ca_settle: SignedDuration,
 }
 
@@ -85,11 +86,4 @@ impl Settings {
         };
         self.server_names.iter().any(|name| same(name))
     }
-}
-
-/// As Go and cert-manager write them, `8760h`, `1h30m`, `60s`.
-fn duration(text: &str) -> Result<SignedDuration, String> {
-    let found: SignedDuration =
-        text.parse().map_err(|_| "expected a duration such as 8760h, 1h30m or 60s".to_owned())?;
-    if found.is_positive() { Ok(found) } else { Err("expected more than nothing".to_owned()) }
 }

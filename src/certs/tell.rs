@@ -1,12 +1,13 @@
 //! What people are told: in the log, and as Events on the Secret and the webhook configurations.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::keeper::{Keeper, PATIENCE};
 use super::metrics::AUTHORITY;
+use crate::cluster::names;
 
 impl Keeper {
     pub(super) async fn tell_authority(&self, reason: &str, message: &'static str, why: &str) {
@@ -28,14 +29,22 @@ impl Keeper {
 
     /// An Event. That one cannot be written keeps nobody from their work.
     pub(super) async fn publish(&self, kind: EventType, reason: &str, note: &str, about: &ObjectReference) {
+        let is_warning = matches!(kind, EventType::Warning);
         let event = Event {
             type_: kind,
             reason: reason.to_owned(),
-            note: Some(note.to_owned()),
+            note: note.get(..note.floor_char_boundary(names::LONGEST_NOTE)).map(str::to_owned),
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        match timeout(PATIENCE, self.recorder.publish(&event, about)).await {
+        // A Recorder counts what it takes for repetitions, whatever their text. What is wrong is told once, and each text counts.
+        let own = is_warning.then(|| {
+            let reporter =
+                Reporter { controller: names::PROJECT.to_owned(), instance: Some(self.context.instance.clone()) };
+            Recorder::new(self.context.client.clone(), reporter)
+        });
+        let recorder = own.as_ref().unwrap_or(&self.recorder);
+        match timeout(PATIENCE, recorder.publish(&event, about)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "writing an Event"),
             Err(_) => warn!("writing an Event took too long"),

@@ -6,3 +6,4 @@ pub mod kinds;
 pub mod lease;
 pub mod names;
 pub mod own_pod;
+pub mod refusal;

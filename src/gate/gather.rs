@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 
-use super::image::{Image, Wanted, package_at, package_folder, wanted};
-use super::judge::{self, Answer, Judged, Rule};
+use super::image::{Image, Package, Wanted, is_mlflow_package, package_at, package_folder, wanted};
+use super::judge::{self, Answer, Judged, Requirement, Rule};
 use super::subject::Container;
-use crate::images::{Contents, Fact, Files, ImageConfig, Want};
+use crate::images::{Contents, Fact, Files, ImageConfig, Listed, Want};
 
 /// Bytes that a file takes beside its path and text.
 const FILE_SIZE: usize = 64;
@@ -60,8 +60,8 @@ impl Question {
 
     fn key(&self, image: &Image) -> (u64, u64) {
         let [one, other] = &self.judgements.keys;
-        // How far it has been read is part of what it is.
-        let asked = (&image.digest, image.layers, image.complete, &*self.container);
+        // How far it has been read is part of what it is, and whether somebody has listed its packages.
+        let asked = (&image.digest, image.layers, image.complete, image.packages.first(), &*self.container);
         (one.hash_one(asked), other.hash_one(asked))
     }
 }
@@ -112,6 +112,22 @@ impl Contents for Image {
 
     fn place(path: &str) -> Option<&str> {
         package_folder(path)
+    }
+
+    fn asks_for_packages(question: &Question) -> bool {
+        question.rule.require.contains(&Requirement::Package)
+    }
+
+    fn wants_package(package: &Listed) -> bool {
+        matches!(package.kind.as_str(), "pypi" | "conda") && is_mlflow_package(&package.name)
+    }
+
+    fn list(&mut self, packages: Vec<Listed>, source: &str) {
+        self.packages.extend(packages.into_iter().map(|Listed { name, version, .. }| Package {
+            name,
+            version,
+            path: source.to_owned(),
+        }));
     }
 
     fn add(&mut self, layer: Files) {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use super::files::{File, has_extension};
 
 /// A package of Python.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Package {
     /// Its name.
     pub name: String,
     /// Its version, as the name of its folder has it.
     pub version: String,
-    /// Where that is said.
+    /// Where that is said: a path in the image, or a bill of materials.
     pub path: String,
 }
 

@@ -155,10 +155,12 @@ pub fn verdict(judged: &[Judged], containers: Containers) -> Answer {
 /// Judges one container by its image, or by why there is nothing to be known of it.
 #[must_use]
 pub fn container(container: &Container, image: Result<&Image, &str>, rule: &Rule) -> Judged {
+    let image = container.unknown.as_deref().map_or(image, Err);
     let find = |requirement: &Requirement| {
         let (answer, text) = match (requirement, image) {
-            (Requirement::TrackingUri, image) => tracking_uri(container, image.ok()),
+            (Requirement::TrackingUri, image) if container.unknown.is_none() => tracking_uri(container, image.ok()),
             (_, Err(reason)) => (Answer::Unknown, reason.to_owned()),
+            (Requirement::TrackingUri, Ok(image)) => tracking_uri(container, Some(image)),
             (Requirement::Package, Ok(image)) => package(&Run::of(container, image), image),
             (Requirement::Logging, Ok(image)) => logging(&Run::of(container, image)),
         };

@@ -12,13 +12,14 @@ use tracing::info;
 use super::gather::{Judgements, Question};
 use super::judge::{self, Answer, Judged, Rule};
 use super::review::{MOST_CONTAINERS, Subject, outcome, subject};
+use super::runtime::RuntimeRef;
 use super::secrets::{self, Named};
 use super::settings::{Mode, Settings};
 use super::subject::Container;
 use super::tell::Teller;
 use super::{Image, Metrics};
 use crate::admission::json::Node;
-use crate::admission::{Outcome, Request};
+use crate::admission::{About, Outcome, Request};
 use crate::cluster::kinds::WorkloadKind;
 use crate::images::{Credentials, Lookup, Reference};
 
@@ -31,6 +32,14 @@ pub struct Gate {
     judgements: Arc<Judgements>,
     cluster: Option<Cluster>,
     metrics: Metrics,
+}
+
+/// What is to be known of one object: everything that the gate keeps of it while it looks.
+#[derive(Debug)]
+pub struct Case {
+    mode: Mode,
+    subject: Subject,
+    named: Named,
 }
 
 /// The cluster that the jobs are in, where we have one.
@@ -54,29 +63,38 @@ impl Gate {
         Self { cluster: Some(Cluster { client, teller }), ..self }
     }
 
-    /// Answers a review for a namespace that asks for `asked`, by the deadline.
-    pub async fn review(&self, asked: Mode, request: &Request<'_>, deadline: Instant) -> Outcome {
+    /// What is to be known of an object in a namespace that asks for `asked`.
+    #[must_use]
+    pub fn case(&self, asked: Mode, request: &Request<'_>) -> Case {
         let mode = asked.min(self.settings.gate);
-        if mode == Mode::Off {
-            return Outcome::unchanged("the gate is off");
-        }
-        let begin = Instant::now();
-        let containers = match subject(request, &self.workloads, &self.settings.rule.gate_helpers) {
-            Subject::Answered(outcome) => return outcome,
-            Subject::Containers(containers) => containers,
+        let subject = match mode {
+            Mode::Off => Subject::Answered(Outcome::unchanged("the gate is off")),
+            Mode::Warn | Mode::Enforce => subject(request, &self.workloads, &self.settings.rule.gate_helpers),
         };
-        let credentials = match timeout_at(deadline.into(), self.credentials(request)).await {
+        Case { mode, subject, named: Named::of(request.object.and_then(first_template)) }
+    }
+
+    /// Answers a review by the deadline.
+    pub async fn review(&self, case: Case, about: &About<'_>, deadline: Instant) -> Outcome {
+        let begin = Instant::now();
+        let Case { mode, subject, named } = case;
+        let (containers, named) = match subject {
+            Subject::Answered(outcome) => return outcome,
+            Subject::Containers(containers) => (containers, named),
+            Subject::TrainJob(trainer, runtime) => self.runtime(*trainer, &runtime, &about.namespace, named).await,
+        };
+        let credentials = match timeout_at(deadline.into(), self.credentials(about, named)).await {
             Ok(credentials) => credentials,
-            Err(_) => Credentials::of(request.namespace),
+            Err(_) => Credentials::of(&about.namespace),
         };
         let (judged, cached) = self.judge(containers, &credentials, deadline).await;
         let (answer, outcome) = outcome(mode, self.settings.gate_unknown, self.settings.rule.gate_containers, &judged);
         self.metrics.judged(answer, mode, cached, begin.elapsed());
         for judged in &judged {
-            log(request, judged, cached);
+            log(about, judged, cached);
         }
-        if answer != Answer::Yes && !request.dry_run {
-            self.tell(request, &outcome);
+        if answer != Answer::Yes && !about.dry_run {
+            self.tell(about, &outcome);
         }
         outcome
     }
@@ -101,6 +119,9 @@ impl Gate {
 
     async fn one(&self, container: Container, credentials: &Credentials, deadline: Instant) -> (Judged, bool) {
         let unknown = |container: &Container, reason: &str| judge::container(container, Err(reason), &self.rule);
+        if container.unknown.is_some() {
+            return (unknown(&container, ""), true);
+        }
         let image: Reference = match container.image.as_str() {
             "" => return (unknown(&container, "its image is named elsewhere"), true),
             name => match name.parse() {
@@ -120,26 +141,39 @@ impl Gate {
         }
     }
 
-    async fn credentials(&self, request: &Request<'_>) -> Credentials {
-        match &self.cluster {
-            Some(cluster) if self.settings.gate_pull_secrets => {
-                let named = Named::of(request.object.and_then(first_template));
-                secrets::credentials(&cluster.client, request.namespace, named).await
-            }
-            _ => Credentials::of(request.namespace),
+    /// The containers of a TrainJob: its runtime's, with what it says itself.
+    async fn runtime(
+        &self,
+        trainer: Container,
+        runtime: &RuntimeRef,
+        namespace: &str,
+        named: Named,
+    ) -> (Vec<Container>, Named) {
+        let client = self.cluster.as_ref().map(|cluster| &cluster.client);
+        match runtime.read(client, namespace, &trainer, &self.settings.rule.gate_helpers).await {
+            Ok(found) => found,
+            Err(reason) => (vec![trainer.without_runtime(&reason)], named),
         }
     }
 
-    fn tell(&self, request: &Request<'_>, outcome: &Outcome) {
+    async fn credentials(&self, about: &About<'_>, named: Named) -> Credentials {
+        match &self.cluster {
+            Some(cluster) if self.settings.gate_pull_secrets => {
+                secrets::credentials(&cluster.client, &about.namespace, named).await
+            }
+            _ => Credentials::of(&about.namespace),
+        }
+    }
+
+    fn tell(&self, about: &About<'_>, outcome: &Outcome) {
         let Some(cluster) = &self.cluster else { return };
         let (reason, said) = match &outcome.denied {
             Some(denied) => ("GateRefused", denied.clone()),
             None => ("GateWarned", outcome.warnings.join("\n")),
         };
-        let note = format!("{} {}: {said}", request.kind, request.display_name());
-        let (teller, namespace) = (Arc::clone(&cluster.teller), request.namespace.to_owned());
+        let (teller, about) = (Arc::clone(&cluster.teller), about.clone().into_owned());
         // Nobody waits for it.
-        tokio::spawn(async move { teller.tell(&namespace, reason, &note).await });
+        tokio::spawn(async move { teller.tell(&about.namespace, (&about.kind, &about.name), reason, &said).await });
     }
 }
 
@@ -165,15 +199,15 @@ fn first_template(object: Node<'_>) -> Option<Node<'_>> {
 }
 
 /// One line for each container, beside the line of the review.
-fn log(request: &Request<'_>, judged: &Judged, cached: bool) {
+fn log(about: &About<'_>, judged: &Judged, cached: bool) {
     let findings: Vec<String> = judged
         .findings
         .iter()
         .map(|finding| format!("{}: {}: {}", finding.requirement, finding.answer.name(), finding.text))
         .collect();
     info!(
-        uid = request.uid,
-        namespace = request.namespace,
+        uid = &*about.uid,
+        namespace = &*about.namespace,
         container = judged.container,
         image = judged.image,
         digest = judged.digest,

@@ -2,8 +2,8 @@
 //!
 //! `subject` says whose containers are looked at, `image` what is known of an image, `program` what runs in the end (`shell` reads
 //! scripts on the way there), `code` what that does with MLflow (`python` reads sources), `judge` what follows from it, `review` what the
-//! API server is told. All of this is pure. `gather` makes an [`Image`] of layers, `keeper` does it while the API server waits (`secrets` reads,
-//! `tell` writes).
+//! API server is told. All of this is pure. `gather` makes an [`Image`] of layers, `keeper` does it while the API server waits (`secrets` and
+//! `runtime` read, `tell` writes).
 
 mod code;
 mod files;
@@ -15,6 +15,7 @@ mod metrics;
 mod program;
 mod python;
 mod review;
+mod runtime;
 mod secrets;
 mod settings;
 mod shell;
@@ -26,8 +27,9 @@ pub use files::File;
 pub use gather::{Judgements, Question};
 pub use image::{Image, LONGEST_TEXT, Package, Wanted, package_at, package_folder, wanted};
 pub use judge::{Answer, Containers, Finding, Judged, Requirement, Rule, container, verdict};
-pub use keeper::Gate;
+pub use keeper::{Case, Gate};
 pub use metrics::Metrics;
 pub use review::{Subject, outcome, subject};
+pub use runtime::RuntimeRef;
 pub use settings::{Mode, RuleSettings, Settings, Unknown};
-pub use subject::{Container, Value, containers};
+pub use subject::{Container, Value};

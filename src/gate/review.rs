@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::judge::{Answer, Containers, Finding, Judged, Requirement, verdict};
+use super::runtime::RuntimeRef;
 use super::settings::{Mode, Unknown};
 use super::subject::{self, Container};
 use crate::admission::json::{Node, Unexpected};
@@ -16,6 +17,8 @@ pub enum Subject {
     Answered(Outcome),
     /// These containers.
     Containers(Vec<Container>),
+    /// The container that a TrainJob says this of, and the runtime that has the rest.
+    TrainJob(Box<Container>, RuntimeRef),
 }
 
 /// Most containers of one job that are looked at; one job has a few.
@@ -52,61 +55,105 @@ fn containers(
     workloads: &[WorkloadKind],
     helpers: &[String],
 ) -> Result<Subject, Unexpected> {
-    let Some(templates) = templates(object, request, workloads) else {
+    let Some(place) = place(request, workloads) else {
         let (kind, group) = (request.kind, request.group);
         let warning =
             format!("tenancy-fixer gate: not for kind {kind:?} of group {group:?}; check the webhook's rules");
         return Ok(Subject::Answered(Outcome::puzzled("the gate is not for this kind", warning)));
     };
-    let found = all(templates, helpers)?;
-    if request.operation == "UPDATE" {
-        let before = request.old_object.and_then(|before| self::templates(before, request, workloads));
+    let found = of_object(object, &place, request.version, helpers)?;
+    if request.operation == "UPDATE" && found.is_whole() {
         // What was there before and could not be read is no reason to refuse what is there now.
-        if before.and_then(|before| all(before, helpers).ok()).is_some_and(|before| before == found) {
+        let before = request.old_object.and_then(|before| of_object(before, &place, request.version, helpers).ok());
+        if before.is_some_and(|before| before == found) {
             return Ok(Subject::Answered(Outcome::unchanged("its containers stay as they were")));
         }
     }
-    Ok(Subject::Containers(found))
+    Ok(match found {
+        Found::Containers(containers) => Subject::Containers(containers),
+        Found::Trainer(trainer, Ok(runtime)) => Subject::TrainJob(trainer, runtime),
+        Found::Trainer(trainer, Err(reason)) => Subject::Containers(vec![trainer.without_runtime(&reason)]),
+    })
 }
 
-fn all(templates: Vec<Template<'_>>, helpers: &[String]) -> Result<Vec<Container>, Unexpected> {
-    let mut found: Vec<Container> = Vec::new();
-    for template in templates {
-        let of_template = match template {
-            Template::Pod(template) => subject::containers(template, helpers)?,
-            Template::Trainer(trainer) => vec![subject::trainer(trainer)?],
-        };
-        // Replicas of a distributed job are often alike.
-        for container in of_template {
-            if !found.contains(&container) {
-                found.push(container);
-            }
-        }
-    }
-    Ok(found)
+/// Where the containers of a kind are.
+enum Place<'w> {
+    Template(&'static [&'static str]),
+    Templates(&'w [TemplatePath]),
+    Runtime,
 }
 
-/// What has containers in it.
-enum Template<'d> {
-    Pod(Node<'d>),
-    /// A TrainJob's own part of its runtime.
-    Trainer(Node<'d>),
-}
-
-fn templates<'d>(object: Node<'d>, request: &Request<'_>, workloads: &[WorkloadKind]) -> Option<Vec<Template<'d>>> {
+fn place<'w>(request: &Request<'_>, workloads: &'w [WorkloadKind]) -> Option<Place<'w>> {
     if request.group == "batch" {
         let (_, path) = BATCH.iter().find(|(kind, _)| *kind == request.kind)?;
-        return Some(object.at(path).map(Template::Pod).into_iter().collect());
+        return Some(Place::Template(path));
     }
     let workload = workloads.iter().find(|workload| workload.is(request.group, request.kind))?;
     Some(match &workload.templates {
-        Templates::At(paths) => {
-            paths.iter().flat_map(|path| object.all_at(TemplatePath::steps(path))).map(Template::Pod).collect()
-        }
-        Templates::OfRuntime => {
-            object.at(&["spec", "trainer"]).map_or_else(Vec::new, |trainer| vec![Template::Trainer(trainer)])
-        }
+        Templates::At(paths) => Place::Templates(paths),
+        Templates::OfRuntime => Place::Runtime,
     })
+}
+
+/// What an object says of its containers.
+#[derive(PartialEq, Eq)]
+enum Found {
+    Containers(Vec<Container>),
+    /// A TrainJob's own part of its runtime, and which that is.
+    Trainer(Box<Container>, Result<RuntimeRef, String>),
+}
+
+impl Found {
+    /// Whether nothing was left out.
+    fn is_whole(&self) -> bool {
+        match self {
+            Self::Containers(found) => {
+                found.len() <= MOST_CONTAINERS && found.iter().all(|container| container.unknown.is_none())
+            }
+            Self::Trainer(trainer, _) => trainer.unknown.is_none(),
+        }
+    }
+}
+
+fn of_object(object: Node<'_>, place: &Place<'_>, version: &str, helpers: &[String]) -> Result<Found, Unexpected> {
+    let templates: Vec<Node<'_>> = match place {
+        Place::Template(path) => object.at(path).into_iter().collect(),
+        Place::Templates(paths) => paths.iter().flat_map(|path| object.all_at(TemplatePath::steps(path))).collect(),
+        Place::Runtime => {
+            let trainer = subject::trainer(object.at(&["spec", "trainer"]))?;
+            let is_small = trainer.size() <= subject::LARGEST;
+            let trainer = if is_small { trainer } else { trainer.without_content() };
+            return Ok(Found::Trainer(Box::new(trainer), RuntimeRef::of(object, version)));
+        }
+    };
+    let mut found = Vec::new();
+    for template in templates {
+        found.extend(subject::containers(template, helpers)?.take(MOST_CONTAINERS + 1));
+    }
+    kept(found).map(Found::Containers)
+}
+
+/// At most one more than are looked at, each once, and no more of their bytes than are kept.
+pub(super) fn kept(
+    containers: impl IntoIterator<Item = Result<Container, Unexpected>>,
+) -> Result<Vec<Container>, Unexpected> {
+    let (mut found, mut size): (Vec<Container>, usize) = (Vec::new(), 0);
+    for container in containers {
+        let mut container = container?;
+        let own = container.size();
+        if size.saturating_add(own) > subject::LARGEST {
+            container = container.without_content();
+        }
+        // Replicas of a distributed job are often alike.
+        if !found.contains(&container) {
+            size = size.saturating_add(own);
+            found.push(container);
+        }
+        if found.len() > MOST_CONTAINERS {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// What becomes of a job of which that was found.
@@ -167,7 +214,7 @@ fn message(judged: &[Judged], answer: Answer) -> String {
         lines.push("it has no containers of its own".to_owned());
     }
     let mut mends: Vec<&str> = Vec::new();
-    let lacking = judged.iter().filter(|judged| judged.answer() != Answer::Yes);
+    let mut lacking = judged.iter().filter(|judged| judged.answer() != Answer::Yes);
     for judged in lacking.clone().take(MOST_CONTAINERS) {
         let digest = judged.digest.as_ref().map_or(Cow::Borrowed("not read"), |digest| Cow::Borrowed(digest.as_str()));
         lines.push(format!("container {}, image {} ({digest}):", judged.container, judged.image));
@@ -183,9 +230,8 @@ fn message(judged: &[Judged], answer: Answer) -> String {
             }
         }
     }
-    let others = lacking.skip(MOST_CONTAINERS).count();
-    if others > 0 {
-        lines.push(format!("and {others} containers more"));
+    if lacking.nth(MOST_CONTAINERS).is_some() {
+        lines.push(format!("and more containers than the {MOST_CONTAINERS} that are looked at"));
     }
     if !mends.is_empty() {
         lines.push(format!("to mend it: {}", mends.join("; ")));
@@ -224,6 +270,7 @@ mod tests {
         let request = Request::read(&document).unwrap();
         match subject(&request, WorkloadKind::known(), &["wait".to_owned()]) {
             Subject::Containers(found) => found.into_iter().map(|container| container.name).collect(),
+            Subject::TrainJob(trainer, _) => vec![trainer.name],
             Subject::Answered(outcome) => vec![outcome.reason.into_owned()],
         }
     }
@@ -313,7 +360,7 @@ mod tests {
         let judged: Vec<Judged> = (0..1000).map(|_| judged(Answer::No)).collect();
         let (_, refused) = outcome(Mode::Enforce, Unknown::Allow, Containers::All, &judged);
         let message = refused.denied.unwrap();
-        assert!(message.len() < 10_000 && message.contains("and 984 containers more"), "{message}");
+        assert!(message.len() < 10_000 && message.contains("and more containers than the 16"), "{message}");
         let (_, warned) = outcome(Mode::Warn, Unknown::Allow, Containers::All, &judged);
         assert_eq!(warned.warnings.len(), MOST_CONTAINERS);
     }

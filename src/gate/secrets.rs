@@ -8,6 +8,9 @@ use tracing::warn;
 use crate::admission::json::Node;
 use crate::images::{Credentials, pull_secrets};
 
+/// Longest name of an object (RFC 1123, as Kubernetes has it).
+const LONGEST_NAME: usize = 253;
+
 /// What a pod template says of its secrets.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Named {
@@ -22,10 +25,19 @@ impl Named {
         let secrets = spec.and_then(|spec| spec.get("imagePullSecrets")).into_iter().flat_map(Node::items);
         let account = spec.and_then(|spec| spec.get("serviceAccountName")).and_then(Node::text);
         Self {
-            secrets: secrets.filter_map(|secret| secret.get("name")?.text()).map(str::to_owned).collect(),
-            service_account: account.filter(|name| !name.is_empty()).unwrap_or("default").to_owned(),
+            secrets: secrets
+                .take(pull_secrets::MOST)
+                .filter_map(|secret| secret.get("name")?.text())
+                .map(short)
+                .collect(),
+            service_account: short(account.filter(|name| !name.is_empty()).unwrap_or("default")),
         }
     }
+}
+
+/// Names of objects have an end; what is longer names nothing.
+fn short(name: &str) -> String {
+    name.get(..name.floor_char_boundary(LONGEST_NAME)).unwrap_or_default().to_owned()
 }
 
 /// What a pod of that namespace may pull with. What cannot be read is left out, and said in the log by its name alone.

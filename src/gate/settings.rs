@@ -22,6 +22,11 @@ pub struct Settings {
     #[arg(long, env = "TENANCY_FIXER_GATE_PULL_SECRETS", value_name = "BOOL", default_value = "false", action = clap::ArgAction::Set)]
     pub gate_pull_secrets: bool,
 
+    /// Whether a bill of materials (SBOM) that the registry has beside an image may say that a package is in it; nobody's signature is
+    /// looked at
+    #[arg(long, env = "TENANCY_FIXER_GATE_SBOM", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub gate_sbom: bool,
+
     /// Bytes of what was found in images that are kept in memory
     #[arg(long, env = "TENANCY_FIXER_GATE_CACHE_BYTES", value_name = "BYTES", default_value = "8388608")]
     pub gate_cache_bytes: u64,

@@ -24,7 +24,14 @@ pub struct Container {
     pub has_environment_from: bool,
     /// Folders that volumes are mounted on.
     pub mounts: Vec<String>,
+    /// Why nothing can be told of it, whatever its image.
+    pub unknown: Option<String>,
 }
+
+/// Bytes of all containers of a job that are kept: what Linux lets a single argument have.
+pub(super) const LARGEST: usize = 128 << 10;
+/// Longest name of a container and image that is kept, in bytes.
+const LONGEST_NAME: usize = 512;
 
 /// The value of a variable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -68,7 +75,39 @@ impl Container {
             environment,
             has_environment_from: container.list("envFrom")?.is_some_and(|list| list.items().next().is_some()),
             mounts: mounts.filter_map(|mount| mount.get("mountPath").and_then(Node::text)).map(str::to_owned).collect(),
+            unknown: None,
         })
+    }
+
+    /// Bytes that it holds, roughly.
+    pub(super) fn size(&self) -> usize {
+        let word = |word: &String| size_of::<String>() + word.len();
+        let words = self.command.iter().chain(&self.args).chain(&self.mounts).map(word).sum::<usize>();
+        let variable = |(name, value): (&String, &Value)| {
+            let value = if let Value::Text(text) = value { text.len() } else { 0 };
+            2 * size_of::<String>() + name.len() + value
+        };
+        let variables = self.environment.iter().map(variable).sum::<usize>();
+        let folder = self.working_dir.as_ref().map_or(0, String::len);
+        size_of::<Self>() + self.name.len() + self.image.len() + folder + words + variables
+    }
+
+    /// A trainer whose runtime cannot be read, and why: what it does not say itself cannot be told.
+    #[must_use]
+    pub fn without_runtime(self, reason: &str) -> Self {
+        let says_all = !self.image.is_empty() && !self.command.is_empty();
+        Self { unknown: (!says_all).then(|| reason.to_owned()), ..self }
+    }
+
+    /// Its names alone: it is too large to be kept while images are looked at.
+    pub(super) fn without_content(self) -> Self {
+        let unknown = format!("the job's containers have more than {} KiB of commands and variables", LARGEST >> 10);
+        let short = |mut name: String| {
+            name.truncate(name.floor_char_boundary(LONGEST_NAME));
+            name.shrink_to_fit();
+            name
+        };
+        Self { name: short(self.name), image: short(self.image), unknown: Some(unknown), ..Self::default() }
     }
 
     /// What is run: the job's own command and arguments, or the image's.
@@ -105,26 +144,26 @@ impl Container {
 }
 
 /// The containers of a pod template that do its work: not its init containers, and not the `helpers` by name.
-///
-/// # Errors
-/// A field is not what Kubernetes says it is.
-pub fn containers(template: Node<'_>, helpers: &[String]) -> Result<Vec<Container>, Unexpected> {
-    let Some(list) = template.object("spec")?.map_or(Ok(None), |spec| spec.list("containers"))? else {
-        return Ok(Vec::new());
+pub(super) fn containers<'d>(
+    template: Node<'d>,
+    helpers: &[String],
+) -> Result<impl Iterator<Item = Result<Container, Unexpected>> + use<'d>, Unexpected> {
+    let list = template.object("spec")?.map_or(Ok(None), |spec| spec.list("containers"))?;
+    let all = || list.into_iter().flat_map(Node::items);
+    let is_helper = |container: &Node<'d>| {
+        let name = container.get("name").and_then(Node::text).unwrap_or_default();
+        helpers.iter().any(|helper| helper == name)
     };
-    let containers: Vec<Container> = list.items().map(Container::read).collect::<Result<_, _>>()?;
-    let own: Vec<Container> =
-        containers.iter().filter(|container| !helpers.contains(&container.name)).cloned().collect();
     // A helper has somebody to help: its name alone lets nobody through.
-    Ok(if own.is_empty() { containers } else { own })
+    let are_all_helpers = all().all(|container| is_helper(&container));
+    let own: Vec<Node<'d>> = all().filter(|container| are_all_helpers || !is_helper(container)).collect();
+    Ok(own.into_iter().map(Container::read))
 }
 
-/// The container that a TrainJob's `spec.trainer` stands for, as far as it says itself; the rest is in the runtime that it names.
-///
-/// # Errors
-/// A field is not what Kubeflow Trainer says it is.
-pub(super) fn trainer(trainer: Node<'_>) -> Result<Container, Unexpected> {
-    Ok(Container { name: "trainer".to_owned(), ..Container::read(trainer)? })
+/// What a TrainJob's `spec.trainer` says of its container; the rest is in the runtime that it names.
+pub(super) fn trainer(trainer: Option<Node<'_>>) -> Result<Container, Unexpected> {
+    let said = trainer.map_or_else(|| Ok(Container::default()), Container::read)?;
+    Ok(Container { name: "trainer".to_owned(), ..said })
 }
 
 #[cfg(test)]
@@ -135,7 +174,7 @@ mod tests {
     fn read(template: &serde_json::Value) -> Vec<Container> {
         let text = template.to_string();
         let document: Document<'_> = serde_json::from_str(&text).unwrap();
-        containers(document.root(), &["wait".to_owned()]).unwrap()
+        containers(document.root(), &["wait".to_owned()]).unwrap().collect::<Result<_, _>>().unwrap()
     }
 
     #[test]

@@ -14,9 +14,6 @@ use crate::cluster::names;
 const PAUSE: Duration = Duration::from_secs(10);
 /// Namespaces whose last Event is remembered.
 const MOST_NAMESPACES: usize = 4096;
-/// Longest text of an Event (events.k8s.io, `note`), in bytes.
-const LONGEST_NOTE: usize = 1024;
-
 /// Writes Events, and not too many.
 pub(super) struct Teller {
     recorder: Recorder,
@@ -29,19 +26,26 @@ impl Teller {
         Self { recorder: Recorder::new(client, reporter), last: Cache::new(MOST_NAMESPACES) }
     }
 
-    /// Tells in the namespace itself, where its people see it, that a job was refused or should have been.
-    pub(super) async fn tell(&self, namespace: &str, reason: &str, note: &str) {
+    /// Tells in the namespace itself, where its people see it, that a job was refused or should have been. `job` is its kind and name.
+    pub(super) async fn tell(&self, namespace: &str, (kind, name): (&str, &str), reason: &str, said: &str) {
         let now = Instant::now();
         if self.last.get(namespace).is_some_and(|last| now.duration_since(last) < PAUSE) {
             return;
         }
         self.last.insert(namespace.to_owned(), now);
+        let note = format!("{kind} {name}: {said}");
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
-            note: note.get(..note.floor_char_boundary(LONGEST_NOTE)).map(str::to_owned),
+            note: note.get(..note.floor_char_boundary(names::LONGEST_NOTE)).map(str::to_owned),
             action: "Admission".to_owned(),
-            secondary: None,
+            // By which a Recorder tells Events of different jobs apart, and not by their text.
+            secondary: Some(ObjectReference {
+                kind: Some(kind.to_owned()),
+                name: Some(name.to_owned()),
+                namespace: Some(namespace.to_owned()),
+                ..ObjectReference::default()
+            }),
         };
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),

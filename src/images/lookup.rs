@@ -11,12 +11,12 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use ring::hmac;
 use secrecy::ExposeSecret as _;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{timeout, timeout_at};
 use tracing::debug;
 
 use super::layers::{self, Contents, Limits, Watcher};
+use super::readers::Readers;
 use super::reference::Target;
 use super::registry::{Registries, Session};
 use super::secrets::Login;
@@ -158,10 +158,9 @@ impl Images {
     /// # Errors
     /// A file of the settings that cannot be read, or no randomness.
     pub fn new(settings: &Settings, metrics: Metrics) -> anyhow::Result<Self> {
-        let at_once = (usize::from(settings.image_concurrency) / TENANTS_SHARE).max(1);
         let look: Look<ImageConfig> =
-            Box::new(|session, digest, _| async move { session.image(digest).await.map(|(config, _)| config) }.boxed());
-        Self::with(settings, look, (settings.image_cache_bytes, settings.image_timeout, at_once), metrics)
+            Box::new(|session, digest, _| async move { session.image(digest).await.map(|found| found.config) }.boxed());
+        Self::with(settings, look, (settings.image_cache_bytes, settings.image_timeout), metrics)
     }
 
     /// The configuration of an image, as far as whoever has these credentials may know it.
@@ -192,22 +191,22 @@ impl<C: Contents> Lookup<C> {
         watcher: Option<Watcher>,
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
-        let readers = Arc::new(Semaphore::new(limits.at_once.max(1)));
-        let places = Arc::new(Turns::new(1));
+        let readers = Readers::new(limits.at_once, limits.turn);
+        let places = Arc::new(Turns::new(usize::MAX, 1));
         let look: Look<C> = Box::new(move |session, digest, asked| {
             let (readers, places, watcher) = (Arc::clone(&readers), Arc::clone(&places), watcher.clone());
             async move {
                 let place = places.place(asked.tenant).ok_or_else(busy)?;
                 let _turn = place.turn().await;
-                // The semaphore is never closed.
-                let _reader = readers.acquire().await;
-                layers::look(session, digest, asked.question, limits, watcher.as_ref()).await
+                let reader = readers.place().await.ok_or_else(busy)?;
+                let registry = session.registry().to_owned();
+                let watcher = reader.watcher(watcher);
+                let looking = layers::look(session, digest, asked.question, limits, Some(&watcher));
+                reader.unless_told(looking).await.unwrap_or_else(|| Err(gave_way(&registry)))
             }
             .boxed()
         });
-        // Most of a look is done by a reader; tags are looked up beside it.
-        let at_once = (usize::from(settings.image_concurrency) / TENANTS_SHARE).max(1);
-        Self::with(settings, look, (cache_bytes, limits.time, at_once), metrics)
+        Self::with(settings, look, (cache_bytes, limits.time), metrics)
     }
 
     /// What is in an image, as far as it takes to answer a question and whoever has these credentials may know it; and
@@ -230,15 +229,23 @@ fn busy() -> WhyUnknown {
     WhyUnknown::new(Reason::Busy, "too many images of this namespace are being looked at; try again")
 }
 
+fn gave_way(registry: &str) -> WhyUnknown {
+    let message = format!("the registry {registry} is slow, and others wait for their images to be read; try again");
+    WhyUnknown::new(Reason::Busy, message)
+}
+
 impl<F: Fact> Lookup<F> {
     fn with(
         settings: &Settings,
         look: Look<F>,
-        (capacity, timeout, at_once): (u64, Duration, usize),
+        (capacity, timeout): (u64, Duration),
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &ring::rand::SystemRandom::new())
             .map_err(|_| anyhow::anyhow!("the system has no randomness for us"))?;
+        // One look makes one request after the other.
+        let requests = usize::from(settings.image_concurrency);
+        let turns = Turns::new(requests, (requests / TENANTS_SHARE).max(1));
         let items = usize::try_from(capacity / USUAL_SIZE).unwrap_or(usize::MAX);
         // One shard: an entry may be as large as all of it.
         let options =
@@ -248,7 +255,7 @@ impl<F: Fact> Lookup<F> {
             shared: Arc::new(Shared {
                 registries: Registries::new(settings, metrics.clone())?,
                 look,
-                turns: Arc::new(Turns::new(at_once)),
+                turns: Arc::new(turns),
                 known: Cache::with_options(options, BySize, hashes, lifecycle),
                 key,
                 timeout,

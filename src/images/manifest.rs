@@ -1,6 +1,7 @@
 //! What a registry has of an image: an index of manifests for several platforms, a manifest, and the image's configuration.
 //! OCI image specification 1.1 and Docker's "image manifest version 2, schema 2", which have the same fields.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -100,8 +101,8 @@ impl fmt::Display for Platform {
 /// One step of the way from a name to an image.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Go on with that manifest.
-    Manifest(Digest),
+    /// Go on with that manifest; the index has attestations of it beside it.
+    Manifest { next: Digest, attestations: Vec<Digest> },
     /// Here it is: its configuration, and its layers from the lowest to the highest.
     Image { config: Digest, layers: Vec<Layer> },
 }
@@ -147,6 +148,20 @@ struct Descriptor {
     media_type: String,
     digest: Digest,
     platform: Option<Platform>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Descriptor {
+    fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// As BuildKit marks them (its docs/attestations/attestation-storage.md).
+    fn attests(&self, image: &Digest) -> bool {
+        self.annotation("vnd.docker.reference.type") == Some("attestation-manifest")
+            && self.annotation("vnd.docker.reference.digest") == Some(image.as_str())
+    }
 }
 
 /// Reads an index or a manifest.
@@ -164,7 +179,7 @@ pub(super) fn step(content: &[u8], content_type: &str, wanted: &Platform) -> Res
     match (document.manifests, document.config) {
         // Both would be one thing to us and another to a container runtime (CVE-2021-41190).
         (Some(_), Some(_)) => Err(not_an_image("its manifest is an index at the same time".into())),
-        (Some(manifests), None) if INDEXES.contains(&media_type) => choose(manifests, wanted).map(Step::Manifest),
+        (Some(manifests), None) if INDEXES.contains(&media_type) => choose(&manifests, wanted),
         (None, Some(config)) if MANIFESTS.contains(&media_type) => {
             if CONFIGS.contains(&config.media_type.as_str()) {
                 Ok(Step::Image { config: config.digest, layers: document.layers.unwrap_or_default() })
@@ -177,7 +192,7 @@ pub(super) fn step(content: &[u8], content_type: &str, wanted: &Platform) -> Res
 }
 
 /// As container runtimes do, the first that serves.
-fn choose(manifests: Vec<Descriptor>, wanted: &Platform) -> Result<Digest, WhyUnknown> {
+fn choose(manifests: &[Descriptor], wanted: &Platform) -> Result<Step, WhyUnknown> {
     let serves = |manifest: &Descriptor| {
         let of_type = INDEXES.iter().chain(&MANIFESTS).any(|known| *known == manifest.media_type);
         // One without a platform serves all.
@@ -190,13 +205,110 @@ fn choose(manifests: Vec<Descriptor>, wanted: &Platform) -> Result<Digest, WhyUn
         .take(8)
         .map(|platform| shortened(&platform.to_string()).to_owned())
         .collect();
-    manifests.into_iter().find(serves).map(|manifest| manifest.digest).ok_or_else(|| {
+    let chosen = manifests.iter().find(|manifest| serves(manifest)).ok_or_else(|| {
         let offered = if offered.is_empty() { "no platform".to_owned() } else { offered.join(", ") };
         WhyUnknown::new(
             Reason::NoPlatform,
             format!("it is made for {offered}, and not for {wanted} (--image-platform)"),
         )
-    })
+    })?;
+    let attestations = manifests.iter().filter(|manifest| manifest.attests(&chosen.digest));
+    let attestations = attestations.map(|manifest| manifest.digest.clone()).take(MOST_ATTACHMENTS).collect();
+    Ok(Step::Manifest { next: chosen.digest.clone(), attestations })
+}
+
+/// What is attached to an image, or lists what is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Attached {
+    /// Manifests of what is attached.
+    List(Vec<Digest>),
+    /// One of them: whom it says that it is attached to, and its documents.
+    Documents { subject: Option<Digest>, documents: Vec<AttachedDocument> },
+}
+
+/// A document that is attached to an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AttachedDocument {
+    /// Of its content.
+    pub(super) digest: Digest,
+    /// In bytes, as the manifest has it.
+    pub(super) size: u64,
+    /// Whether it is a bill by itself, and not a statement about an image.
+    pub(super) is_bare: bool,
+}
+
+/// Manifests and documents that are looked at of what is attached to one image.
+const MOST_ATTACHMENTS: usize = 8;
+/// Bills as `oras` and `cosign attach sbom` write them.
+const BARE_BILLS: [&str; 4] =
+    ["application/spdx+json", "text/spdx+json", "application/vnd.cyclonedx+json", "application/vnd.cyclonedx"];
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AttachedManifest {
+    manifests: Option<Vec<Referrer>>,
+    subject: Option<Referrer>,
+    layers: Option<Vec<AttachedLayer>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Referrer {
+    digest: Digest,
+    artifact_type: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AttachedLayer {
+    media_type: String,
+    digest: Digest,
+    #[serde(default)]
+    size: u64,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// Reads a list of what refers to an image (OCI distribution specification 1.1, "Listing Referrers"), or a manifest of that.
+pub(super) fn attached(content: &[u8]) -> Option<Attached> {
+    let manifest: AttachedManifest = serde_json::from_slice(content).ok()?;
+    match (manifest.manifests, manifest.layers) {
+        (Some(list), None) => {
+            let digests = list.into_iter().filter(Referrer::may_be_a_bill).map(|referrer| referrer.digest);
+            Some(Attached::List(digests.take(MOST_ATTACHMENTS).collect()))
+        }
+        (None, Some(layers)) => {
+            let documents = layers.into_iter().filter_map(AttachedLayer::document).take(MOST_ATTACHMENTS).collect();
+            Some(Attached::Documents { subject: manifest.subject.map(|subject| subject.digest), documents })
+        }
+        _ => None,
+    }
+}
+
+impl Referrer {
+    /// Signatures are most of what is attached to images.
+    fn may_be_a_bill(&self) -> bool {
+        let Some(kind) = &self.artifact_type else { return true };
+        ["spdx", "cyclonedx", "sbom", "in-toto", "dsse", "sigstore.bundle"].iter().any(|part| kind.contains(part))
+    }
+}
+
+impl AttachedLayer {
+    fn document(self) -> Option<AttachedDocument> {
+        let is_bare = BARE_BILLS.contains(&self.media_type.as_str());
+        let is_statement =
+            ["application/vnd.in-toto", "application/vnd.dsse.envelope", "application/vnd.dev.sigstore.bundle"]
+                .iter()
+                .any(|known| self.media_type.starts_with(known));
+        // BuildKit and cosign name what the statement is about.
+        let named = |name: &str| self.annotations.as_ref().and_then(|annotations| annotations.get(name));
+        let predicate = named("in-toto.io/predicate-type").or_else(|| named("predicateType"));
+        let is_of_bill = predicate.is_none_or(|kind| kind.contains("spdx") || kind.contains("cyclonedx"));
+        (is_bare || (is_statement && is_of_bill)).then_some(AttachedDocument {
+            digest: self.digest,
+            size: self.size,
+            is_bare,
+        })
+    }
 }
 
 /// serde's own words quote what they stumble on, at any length.
@@ -311,7 +423,11 @@ mod tests {
         for (wanted, expected) in
             [("linux/amd64", "amd64"), ("linux/arm/v7", "arm v7"), ("linux/arm", "arm v6"), ("linux/amd64/v3", "amd64")]
         {
-            assert_eq!(read(&index(&platforms), "", wanted), Ok(Step::Manifest(digest(expected))), "{wanted}");
+            assert_eq!(
+                read(&index(&platforms), "", wanted),
+                Ok(Step::Manifest { next: digest(expected), attestations: Vec::new() }),
+                "{wanted}"
+            );
         }
         assert_eq!(read(&index(&platforms), "", "linux/s390x"), Err(Reason::NoPlatform));
         assert_eq!(read(&index(&[]), "", "linux/amd64"), Err(Reason::NoPlatform));
@@ -329,6 +445,49 @@ mod tests {
         assert_eq!(read(&contradicting, INDEXES[0], "linux/amd64"), Err(Reason::NotAnImage));
         assert_eq!(read(&json!({"schemaVersion": 1, "history": []}), "", "linux/amd64"), Err(Reason::NotAnImage));
         assert_eq!(read(&json!([]), "", "linux/amd64"), Err(Reason::BadAnswer));
+    }
+
+    #[test]
+    fn attestations_go_with_the_image_that_they_are_of() {
+        let mut index = index(&[
+            ("amd64", json!({"os": "linux", "architecture": "amd64"})),
+            ("of amd64", json!({"os": "unknown", "architecture": "unknown"})),
+            ("of another", json!({"os": "unknown", "architecture": "unknown"})),
+            ("no attestation", json!({"os": "unknown", "architecture": "unknown"})),
+        ]);
+        let marked = |kind: &str, of: &str| json!({"vnd.docker.reference.type": kind, "vnd.docker.reference.digest": digest(of).as_str()});
+        index["manifests"][1]["annotations"] = marked("attestation-manifest", "amd64");
+        index["manifests"][2]["annotations"] = marked("attestation-manifest", "arm64");
+        index["manifests"][3]["annotations"] = marked("something", "amd64");
+        let expected = Step::Manifest { next: digest("amd64"), attestations: vec![digest("of amd64")] };
+        assert_eq!(read(&index, "", "linux/amd64"), Ok(expected));
+    }
+
+    #[test]
+    fn what_may_be_a_bill_is_picked_out_of_what_is_attached() {
+        let read = |document: Value| attached(document.to_string().as_bytes());
+        let list = json!({"schemaVersion": 2, "manifests": [
+            {"mediaType": MANIFESTS[0], "digest": digest("bill").as_str(), "artifactType": "application/spdx+json"},
+            {"mediaType": MANIFESTS[0], "digest": digest("signature").as_str(), "artifactType": "application/vnd.dev.cosign.artifact.sig.v1+json"},
+            {"mediaType": MANIFESTS[0], "digest": digest("untyped").as_str()},
+        ]});
+        assert_eq!(read(list), Some(Attached::List(vec![digest("bill"), digest("untyped")])));
+        let layer = |kind: &str, annotations: Value| json!({"mediaType": kind, "digest": digest(kind).as_str(), "size": 7, "annotations": annotations});
+        let (statement, bare) = ("application/vnd.in-toto+json", "application/spdx+json");
+        let manifest = json!({"subject": {"mediaType": MANIFESTS[0], "digest": digest("image").as_str()}, "layers": [
+            layer(statement, json!({"in-toto.io/predicate-type": "https://spdx.dev/Document"})),
+            layer("application/vnd.in-toto.x+dsse", json!({"predicateType": "https://slsa.dev/provenance/v1"})),
+            layer(bare, Value::Null),
+            layer("application/vnd.oci.image.layer.v1.tar", Value::Null),
+        ]});
+        let document = |kind: &str, is_bare| AttachedDocument { digest: digest(kind), size: 7, is_bare };
+        let documents = vec![document(statement, false), document(bare, true)];
+        assert_eq!(read(manifest), Some(Attached::Documents { subject: Some(digest("image")), documents }));
+        for wrong in
+            [json!({}), json!([]), json!({"manifests": [], "layers": []}), json!({"layers": [{"digest": "x"}]})]
+        {
+            assert_eq!(read(wrong.clone()), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -15,6 +15,12 @@ pub struct Metrics {
     duration: Histogram,
     requests: Counter,
     read_bytes: Counter,
+    bills: Family<BillLabel, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BillLabel {
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -31,6 +37,7 @@ impl Metrics {
             duration: Histogram::new(exponential_buckets(0.000_01, 4.0, 12)),
             requests: Counter::default(),
             read_bytes: Counter::default(),
+            bills: Family::default(),
         };
         let image = registry.sub_registry_with_prefix("image");
         image.register(
@@ -41,6 +48,11 @@ impl Metrics {
         image.register("lookup_duration_seconds", "Time that whoever asked had to wait", metrics.duration.clone());
         image.register("registry_requests", "HTTP requests to registries and their helpers", metrics.requests.clone());
         image.register("registry_read_bytes", "Bytes of their answers that were read", metrics.read_bytes.clone());
+        image.register(
+            "bills_of_materials",
+            "Images of which a bill of materials was looked for in the registry, by what came of it",
+            metrics.bills.clone(),
+        );
         metrics
     }
 
@@ -48,6 +60,10 @@ impl Metrics {
         let cache = if from_cache { "hit" } else { "miss" };
         self.lookups.get_or_create(&LookupLabels { result, cache }).inc();
         self.duration.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn looked_for_bill(&self, result: &'static str) {
+        self.bills.get_or_create(&BillLabel { result }).inc();
     }
 
     pub(super) fn requested(&self) {

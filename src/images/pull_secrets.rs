@@ -8,7 +8,7 @@ use tracing::warn;
 use super::{Credentials, SecretForm};
 
 /// More than a pod has need of; each is a request to the API server.
-const MOST: usize = 8;
+pub const MOST: usize = 8;
 
 /// What a pod with these `imagePullSecrets` may pull with. A secret that is not there, or that we may not read, is passed over as
 /// the kubelet does: the registry says then that nobody may see the image.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http_body_util::{BodyExt as _, Empty, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT, WWW_AUTHENTICATE,
@@ -23,7 +23,6 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::address::{Network, RegistryPattern, is_public};
@@ -64,7 +63,6 @@ pub(super) struct Registries {
     deny: Vec<RegistryPattern>,
     insecure: Vec<String>,
     platform: Platform,
-    requests: Semaphore,
     /// How long nothing may come of something that is on its way.
     patience: Duration,
     metrics: Metrics,
@@ -79,6 +77,18 @@ pub(super) struct Session<'a> {
     authorization: Option<HeaderValue>,
 }
 
+/// An image as its registry has it.
+pub(super) struct Found {
+    /// How it is run.
+    pub(super) config: ImageConfig,
+    /// From the lowest to the highest.
+    pub(super) layers: Vec<Layer>,
+    /// Of the manifest that names them, which is what an attestation is about; an index above it has another digest.
+    pub(super) manifest: Digest,
+    /// Manifests of attestations that the index has beside it.
+    pub(super) attestations: Vec<Digest>,
+}
+
 /// What to ask for.
 struct Question<'a> {
     method: Method,
@@ -89,10 +99,10 @@ struct Question<'a> {
     named_in_public: bool,
 }
 
-struct Answer {
+pub(super) struct Answer {
     status: StatusCode,
     headers: HeaderMap,
-    body: Bytes,
+    pub(super) body: Bytes,
     /// Whether that comes from the public internet.
     from_public: bool,
 }
@@ -108,17 +118,25 @@ pub(super) struct Opened<'a> {
     from_elsewhere: bool,
     /// Whether that one is in the public internet.
     from_public: bool,
-    _permit: Option<SemaphorePermit<'a>>,
 }
 
 impl Opened<'_> {
     /// Reads a body of at most so many bytes.
-    async fn whole(self, limit: usize) -> Result<Answer, WhyUnknown> {
-        let Self { registries, status, headers, body, uri, from_public, .. } = self;
-        let body = Limited::new(body, limit).collect().await.map_err(|error| broken_off(&uri, &*error, limit))?;
-        let body = body.to_bytes();
-        registries.metrics.read(body.len());
-        Ok(Answer { status, headers, body, from_public })
+    pub(super) async fn whole(mut self, limit: usize) -> Result<Answer, WhyUnknown> {
+        let patience = self.registries.patience;
+        let reading = async {
+            let mut body = Vec::new();
+            while let Some(piece) = self.piece().await? {
+                if body.len() + piece.len() > limit {
+                    let message = format!("{} answers with more than {limit} bytes", host(&self.uri));
+                    return Err(WhyUnknown::new(Reason::TooLarge, message));
+                }
+                body.extend_from_slice(&piece);
+            }
+            Ok(body)
+        };
+        let body = timeout(patience, reading).await.map_err(|_| late(&self.uri, patience))??.into();
+        Ok(Answer { status: self.status, headers: self.headers, body, from_public: self.from_public })
     }
 
     /// The next piece of the body; `None` behind the last one. Who keeps silent for too long is given up.
@@ -156,7 +174,6 @@ impl Registries {
             deny: settings.registry_deny.clone(),
             insecure: settings.insecure_registries.clone(),
             platform: settings.image_platform.clone(),
-            requests: Semaphore::new(settings.image_concurrency.into()),
             patience: settings.image_timeout,
             metrics,
         })
@@ -188,15 +205,16 @@ impl Registries {
         let mut from_elsewhere = false;
         for _ in 0..=MOST_REDIRECTS {
             self.check_hop(&uri)?;
-            // The semaphore is never closed.
-            let permit = self.requests.acquire().await.ok();
             self.metrics.requested();
             let mut request = Request::builder().method(&method).uri(&uri).header(USER_AGENT, US);
             request = accept.into_iter().fold(request, |request, accept| request.header(ACCEPT, accept));
             request = authorization.into_iter().fold(request, |request, value| request.header(AUTHORIZATION, value));
             let request = request.body(Empty::new()).map_err(|_| bad_answer(&uri, "cannot be asked"))?;
             let client = if named_in_public { &self.public } else { &self.named };
-            let response = client.request(request).await.map_err(|error| trouble(&uri, &error))?;
+            // Whoever keeps silent does not keep a place from others.
+            let response =
+                timeout(self.patience, client.request(request)).await.map_err(|_| late(&uri, self.patience))?;
+            let response = response.map_err(|error| trouble(&uri, &error))?;
             let (head, body) = response.into_parts();
             // Where it is not known, we are as careful as can be.
             let from_public = head.extensions.get().is_none_or(|info: &HttpInfo| is_public(info.remote_addr().ip()));
@@ -219,7 +237,6 @@ impl Registries {
                 uri,
                 from_elsewhere,
                 from_public,
-                _permit: permit,
             });
         }
         Err(bad_answer(&uri, "is the last of too many redirects"))
@@ -263,25 +280,30 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The image that a digest means: its configuration, and its layers from the lowest to the highest.
-    pub(super) async fn image(&mut self, digest: &Digest) -> Result<(ImageConfig, Vec<Layer>), WhyUnknown> {
+    /// The image that a digest means.
+    pub(super) async fn image(&mut self, digest: &Digest) -> Result<Found, WhyUnknown> {
         let mut at = digest.clone();
+        let mut of_index = Vec::new();
         for _ in 0..DEEPEST_INDEX {
             let answer = self.content("manifests", &at).await?;
             let content_type =
                 answer.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
             match manifest::step(&answer.body, content_type, &self.registries.platform)? {
-                Step::Manifest(next) => at = next,
+                Step::Manifest { next, attestations } => {
+                    at = next;
+                    of_index = attestations;
+                }
                 Step::Image { config, layers } => {
                     let config = manifest::config(&self.content("blobs", &config).await?.body, digest.clone())?;
-                    return Ok((config, layers));
+                    return Ok(Found { config, layers, manifest: at, attestations: of_index });
                 }
             }
         }
         Err(WhyUnknown::new(Reason::NotAnImage, "its index names an index that names an index"))
     }
 
-    async fn content(&mut self, kind: &str, digest: &Digest) -> Result<Answer, WhyUnknown> {
+    /// A manifest or a small blob, compared with its digest.
+    pub(super) async fn content(&mut self, kind: &str, digest: &Digest) -> Result<Answer, WhyUnknown> {
         let answer = self.get(Method::GET, &format!("{kind}/{digest}")).await?;
         if digest.is_of(&answer.body) {
             Ok(answer)
@@ -296,9 +318,24 @@ impl<'a> Session<'a> {
         self.registries.patience
     }
 
+    /// The registry's name, as the image has it.
+    pub(super) fn registry(&self) -> &'a str {
+        self.image.registry()
+    }
+
+    /// What is counted.
+    pub(super) fn metrics(&self) -> &'a Metrics {
+        &self.registries.metrics
+    }
+
     /// Something of this image that is too large to be read at once. Whoever reads it compares it with its digest.
     pub(super) async fn blob(&mut self, digest: &Digest) -> Result<Opened<'a>, WhyUnknown> {
         self.open(Method::GET, &format!("blobs/{digest}")).await
+    }
+
+    /// A document of this image's repository that no digest speaks for, such as a tag's manifest.
+    pub(super) async fn document(&mut self, path: &str) -> Result<Answer, WhyUnknown> {
+        self.get(Method::GET, path).await
     }
 
     async fn get(&mut self, method: Method, path: &str) -> Result<Answer, WhyUnknown> {
@@ -501,11 +538,8 @@ fn trouble(uri: &Uri, error: &(dyn Error + 'static)) -> WhyUnknown {
     WhyUnknown::new(Reason::Unreachable, format!("{} cannot be asked: {cause}", host(uri)))
 }
 
-fn broken_off(uri: &Uri, error: &(dyn Error + Send + Sync + 'static), limit: usize) -> WhyUnknown {
-    if error.is::<LengthLimitError>() {
-        return WhyUnknown::new(Reason::TooLarge, format!("{} answers with more than {limit} bytes", host(uri)));
-    }
-    trouble(uri, error)
+fn late(uri: &Uri, patience: Duration) -> WhyUnknown {
+    WhyUnknown::new(Reason::TimedOut, format!("{} did not answer within {patience:?}", host(uri)))
 }
 
 #[cfg(test)]

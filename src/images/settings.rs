@@ -8,6 +8,7 @@ use clap::Args;
 use super::address::{Network, RegistryPattern};
 use super::manifest::Platform;
 use super::reference::is_authority;
+use crate::durations;
 
 /// Settings of the registry client.
 #[derive(Args, Clone, Debug)]
@@ -27,15 +28,15 @@ pub struct Settings {
     pub image_platform: Platform,
 
     /// Longest time that a look at a registry goes on in the background
-    #[arg(long, env = "TENANCY_FIXER_IMAGE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_IMAGE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = durations::any)]
     pub image_timeout: Duration,
 
     /// How long a tag is taken to mean the same image
-    #[arg(long, env = "TENANCY_FIXER_IMAGE_TAG_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_IMAGE_TAG_TTL", value_name = "TIME", default_value = "60s", value_parser = durations::any)]
     pub image_tag_ttl: Duration,
 
     /// How long a registry is left alone after a failed look
-    #[arg(long, env = "TENANCY_FIXER_IMAGE_FAILURE_TTL", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_IMAGE_FAILURE_TTL", value_name = "TIME", default_value = "10s", value_parser = durations::any)]
     pub image_failure_ttl: Duration,
 
     /// Bytes of images' configurations that are kept in memory
@@ -66,14 +67,6 @@ pub struct Settings {
     /// File with certificates of authorities that are trusted beside those of the public internet, PEM
     #[arg(long, env = "TENANCY_FIXER_REGISTRY_CA_FILE", value_name = "FILE")]
     pub registry_ca_file: Option<PathBuf>,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: Result<jiff::SignedDuration, _> = text.parse();
-    parsed
-        .ok()
-        .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| format!("{text:?} is no time: expected one such as 500ms, 30s or 5m"))
 }
 
 fn authority(text: &str) -> Result<String, String> {

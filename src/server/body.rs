@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::metrics::{Metrics, Rejection};
 use super::share::Share;
 
-/// The bytes of one body, as long as its request is being answered: whoever reads a body keeps what it has read.
+/// The bytes of one body, as long as whoever has read it keeps them: it stands among the request's extensions.
 #[derive(Clone)]
 pub(super) struct Bill(Arc<Mutex<Billed>>);
 

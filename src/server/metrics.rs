@@ -7,9 +7,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// Shared by whoever counts; cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
     connections: Family<StateLabel, Gauge>,
+    /// Those of it: each request moves its connection three times, and a lookup takes a lock and a hash.
+    states: [(&'static str, Gauge); 4],
     accepted: Counter,
     rejected: Family<ReasonLabel, Counter>,
     body_bytes: Gauge,
@@ -76,6 +78,20 @@ impl Rejection {
     }
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        let connections: Family<StateLabel, Gauge> = Family::default();
+        let state = |state| (state, connections.get_or_create(&StateLabel { state }).clone());
+        Self {
+            states: ["handshake", "idle", "head", "request"].map(state),
+            connections,
+            accepted: Counter::default(),
+            rejected: Family::default(),
+            body_bytes: Gauge::default(),
+        }
+    }
+}
+
 impl Metrics {
     /// Registers them under their names.
     pub fn register(registry: &mut Registry) -> Self {
@@ -101,11 +117,12 @@ impl Metrics {
     }
 
     pub(super) fn moved(&self, from: Option<&'static str>, to: Option<&'static str>) {
-        if let Some(state) = from {
-            self.connections.get_or_create(&StateLabel { state }).dec();
+        let gauge = |state| self.states.iter().find(|(found, _)| Some(*found) == state).map(|(_, gauge)| gauge);
+        if let Some(gauge) = gauge(from) {
+            gauge.dec();
         }
-        if let Some(state) = to {
-            self.connections.get_or_create(&StateLabel { state }).inc();
+        if let Some(gauge) = gauge(to) {
+            gauge.inc();
         }
     }
 

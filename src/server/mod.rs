@@ -36,6 +36,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, error, warn};
 
+use crate::share::Full as PoolFull;
 use body::Bill;
 pub use body::{Body, BodyError};
 use clock::{Clock, Heard, Phase, Times};
@@ -43,7 +44,7 @@ use drain::Activity;
 pub use drain::Stage;
 pub use metrics::{Metrics, Rejection};
 pub use settings::Settings;
-use share::{Full as PoolFull, Pool, Share};
+use share::{Pool, Share};
 pub use tls::clients;
 
 /// A head has eight headers from the API server, and a few more from what may stand between.
@@ -197,7 +198,7 @@ where
             // Closed at once: who is told so quickly can try another replica.
             Err(full) => self.metrics.rejected(match full {
                 PoolFull::All => Rejection::Connections,
-                PoolFull::Peer => Rejection::PeerConnections,
+                PoolFull::One => Rejection::PeerConnections,
             }),
         }
     }
@@ -300,10 +301,11 @@ where
         let uri = request.uri().clone();
         let bill = Bill::new(self.limits.bytes.nothing(peer.ip()), self.metrics.clone());
         let due = Instant::now() + self.limits.body;
-        let request = request.map(|body| Body::new(body, bill.clone(), due, self.metrics.clone()));
+        let mut request = request.map(|body| Body::new(body, bill.clone(), due, self.metrics.clone()));
+        // The handler says how long it keeps what it has read: as long as it keeps the request's extensions.
+        request.extensions_mut().insert(bill);
         // Nothing of ours is shared with the handler that it could leave half changed.
         let answer = AssertUnwindSafe(async { (self.handler)(request).await }).catch_unwind().await;
-        drop(bill);
         answer.unwrap_or_else(|panic| {
             self.metrics.rejected(Rejection::Panic);
             let what = panic.downcast_ref::<&str>().copied().map(str::to_owned);

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use k8s_openapi::jiff::SignedDuration;
+
+use crate::durations;
 
 /// Settings of the port for webhooks. The port for operations has the same times, and small numbers of its own.
 #[derive(Args, Clone, Debug)]
@@ -12,21 +13,21 @@ use k8s_openapi::jiff::SignedDuration;
 #[group(skip)]
 pub struct Settings {
     /// Time for a TLS handshake
-    #[arg(long, env = "TENANCY_FIXER_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = positive)]
+    #[arg(long, env = "TENANCY_FIXER_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = durations::positive)]
     pub handshake_timeout: Duration,
 
     /// Time from the first byte of a request to the end of its head
-    #[arg(long, env = "TENANCY_FIXER_HEADER_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = positive)]
+    #[arg(long, env = "TENANCY_FIXER_HEADER_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = durations::positive)]
     pub header_timeout: Duration,
 
     /// Time for a request's body; the API server sends it at once
-    #[arg(long, env = "TENANCY_FIXER_BODY_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = positive)]
+    #[arg(long, env = "TENANCY_FIXER_BODY_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = durations::positive)]
     pub body_timeout: Duration,
 
     // The API server keeps a connection for 90 seconds (IdleConnTimeout of Go's http.DefaultTransport). Whoever closes first
     // must be the one who sends: a review that crosses our close is lost, since Go does not repeat a POST.
     /// Time without a request after which a connection is closed; longer than the 90s for which the API server keeps one
-    #[arg(long, env = "TENANCY_FIXER_IDLE_TIMEOUT", value_name = "DURATION", default_value = "120s", value_parser = positive)]
+    #[arg(long, env = "TENANCY_FIXER_IDLE_TIMEOUT", value_name = "DURATION", default_value = "120s", value_parser = durations::positive)]
     pub idle_timeout: Duration,
 
     /// Connections in all; more are closed at once. One costs 40 KiB when idle, and up to 64 KiB more in a handshake
@@ -48,11 +49,11 @@ pub struct Settings {
     pub body_memory: u32,
 
     /// After SIGTERM: end once no request has come for this long
-    #[arg(long, env = "TENANCY_FIXER_DRAIN_QUIET", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_DRAIN_QUIET", value_name = "DURATION", default_value = "10s", value_parser = durations::any)]
     pub drain_quiet: Duration,
 
     /// After SIGTERM: stop taking requests after this long in any case; shorter than the pod's terminationGracePeriodSeconds
-    #[arg(long, env = "TENANCY_FIXER_DRAIN_LIMIT", value_name = "DURATION", default_value = "25s", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_DRAIN_LIMIT", value_name = "DURATION", default_value = "25s", value_parser = durations::any)]
     pub drain_limit: Duration,
 
     /// Only clients whose certificate one of these authorities has signed, PEM; without it, everybody who reaches the port
@@ -83,15 +84,4 @@ impl Settings {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from).min(4);
         self.threads.map_or_else(cores, usize::from)
     }
-}
-
-/// As Go writes them: `90s`, `1m30s`, `500ms`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let found = text.parse::<SignedDuration>().ok().and_then(|found| Duration::try_from(found).ok());
-    found.ok_or_else(|| "expected a duration such as 5s, 1m30s or 500ms".to_owned())
-}
-
-fn positive(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .and_then(|found| if found.is_zero() { Err("expected more than nothing".to_owned()) } else { Ok(found) })
 }

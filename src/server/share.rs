@@ -5,11 +5,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How much there is, and who has it.
-///
-/// A peer may hold at most twice as much as would still be free ("dynamic thresholds" of shared switch buffers, Choudhury
-/// and Hahne 1998): one alone gets two thirds, two get two fifths each, and a newcomer always finds something. So a few
-/// hostile peers cannot shut out the API server, whose addresses we do not know.
+use crate::share::{Full, fits};
+
+/// How much there is, and who has it. It is shared as [`fits`] has it, so that a few hostile peers cannot shut out the API server, whose
+/// addresses we do not know.
 #[derive(Debug)]
 pub(super) struct Pool {
     total: usize,
@@ -21,15 +20,6 @@ pub(super) struct Pool {
 struct Held {
     all: usize,
     by_peer: HashMap<IpAddr, usize>,
-}
-
-/// Why there is nothing to be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Full {
-    /// Everything is taken.
-    All,
-    /// This peer has its part.
-    Peer,
 }
 
 /// What somebody holds; given back with the value.
@@ -103,14 +93,6 @@ impl Drop for Share {
     }
 }
 
-/// Whether a peer that holds `of_peer` of the `all` that are held may have `more`.
-fn fits(total: usize, per_peer: usize, all: usize, of_peer: usize, more: usize) -> Result<(), Full> {
-    let free = total.saturating_sub(all).checked_sub(more).ok_or(Full::All)?;
-    // Somebody who has nothing yet may have the last one.
-    let is_greedy = of_peer > 0 && of_peer + more > free.saturating_mul(2);
-    if is_greedy || of_peer + more > per_peer { Err(Full::Peer) } else { Ok(()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,7 +115,7 @@ mod tests {
         assert_eq!(second.len(), 22);
         let third = greedy(&pool, peer(3));
         assert_eq!(third.len(), 8);
-        assert_eq!(pool.one(peer(3)).err(), Some(Full::Peer));
+        assert_eq!(pool.one(peer(3)).err(), Some(Full::One));
         assert!(pool.one(peer(4)).is_ok());
         drop((first, second, third));
         assert_eq!(pool.lock().all, 0);
@@ -156,7 +138,7 @@ mod tests {
         let pool = Pool::new(100, 100);
         let mut share = pool.nothing(peer(1));
         share.grow(40).unwrap();
-        assert_eq!(share.grow(30), Err(Full::Peer));
+        assert_eq!(share.grow(30), Err(Full::One));
         assert_eq!(share.grow(61), Err(Full::All));
         share.grow(20).unwrap();
         assert_eq!(pool.lock().all, 60);

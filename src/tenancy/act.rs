@@ -13,6 +13,7 @@ use super::state::{Fact, of_child};
 use super::watches::resource;
 use super::{Action, Child, ChildKind, Observed};
 use crate::cluster::names;
+use crate::cluster::refusal::{self, Reason};
 
 impl Worker {
     pub(super) async fn act(&self, tenant: &str, action: Action<'_>) -> Result<(), Trouble> {
@@ -102,11 +103,16 @@ pub(super) enum Trouble {
     /// So many repairs in the window.
     Contested(usize),
     Api(String),
+    /// A write that the API server does not take until somebody mends something.
+    Refused(Reason, String),
 }
 
 impl Trouble {
     fn of(doing: &str, kind: ChildKind, error: &kube::Error) -> Self {
-        Self::Api(format!("{doing} its {}: {error}", kind.kind()))
+        match refusal::told(&format!("{doing} its {}", kind.kind()), error) {
+            (Some(reason), text) => Self::Refused(reason, text),
+            (None, text) => Self::Api(text),
+        }
     }
 
     /// What the API server said when its pods were asked for.
@@ -125,7 +131,7 @@ impl std::fmt::Display for Trouble {
                     "its objects were repaired {times} times within a minute and are changed again: another manager contests them"
                 )
             }
-            Self::Api(text) => out.write_str(text),
+            Self::Api(text) | Self::Refused(_, text) => out.write_str(text),
         }
     }
 }

@@ -10,7 +10,7 @@ use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::scheduler::{ScheduleRequest, scheduler};
 use tokio::sync::{mpsc, watch};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::act::Trouble;
 use super::progress::{Progress, lock, pause};
@@ -177,26 +177,43 @@ impl Worker {
         }
         let result = self.reconcile(tenant, held, offered).await;
         self.context.metrics.reconciled(result.is_err(), now.elapsed());
-        let mut all = lock(&self.progress);
-        let progress = all.entry(tenant.to_owned()).or_default();
         match result {
-            Ok(()) => {
-                progress.failures = 0;
-                if progress.state == Some("none") {
-                    // Nothing is left to remember of somebody who is gone.
-                    self.context.metrics.moved(progress.state, None);
-                    all.remove(tenant);
+            Ok(()) => self.done(tenant),
+            Err(trouble) => {
+                self.retry(tenant, &trouble);
+                if let Trouble::Refused(reason, text) = &trouble {
+                    self.tell_refused(tenant, *reason, text).await;
                 }
             }
-            Err(error) => {
-                let pause = pause(progress.failures);
-                progress.failures = progress.failures.saturating_add(1);
-                let later = Instant::now() + pause;
-                progress.not_before = Some(later);
-                warn!(tenant, %error, retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "tenant not done");
-                self.schedule(tenant, later);
-            }
         }
+    }
+
+    fn done(&self, tenant: &str) {
+        let mut all = lock(&self.progress);
+        let progress = all.entry(tenant.to_owned()).or_default();
+        progress.failures = 0;
+        if progress.refused.take().is_some() {
+            info!(tenant, "writes for this tenant are taken again");
+        }
+        if progress.state == Some("none") {
+            // Nothing is left to remember of somebody who is gone.
+            self.context.metrics.moved(progress.state, None);
+            all.remove(tenant);
+        }
+    }
+
+    fn retry(&self, tenant: &str, trouble: &Trouble) {
+        let later = {
+            let mut all = lock(&self.progress);
+            let progress = all.entry(tenant.to_owned()).or_default();
+            let pause = pause(progress.failures);
+            progress.failures = progress.failures.saturating_add(1);
+            let later = Instant::now() + pause;
+            progress.not_before = Some(later);
+            warn!(tenant, error = %trouble, retry_in_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "tenant not done");
+            later
+        };
+        self.schedule(tenant, later);
     }
 
     async fn reconcile(&self, tenant: &str, held: &Held, offered: Offered) -> Result<(), Trouble> {

@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::{ChildKind, Offered, Verdict};
+use crate::cluster::refusal::Reason;
 
 /// Shared by whoever counts; cheap to clone.
 #[derive(Clone, Debug)]
@@ -19,6 +20,7 @@ pub struct Metrics {
     reconciles: Family<ResultLabel, Counter>,
     duration: Histogram,
     writes: Family<WriteLabels, Counter>,
+    refused_writes: Family<ReasonLabel, Counter>,
     offered: Family<KindLabel, Gauge>,
     leader: Gauge<u64, AtomicU64>,
 }
@@ -40,6 +42,11 @@ struct WriteLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabel {
     kind: &'static str,
 }
@@ -52,6 +59,7 @@ impl Metrics {
             reconciles: Family::default(),
             duration: Histogram::new(exponential_buckets(0.000_1, 4.0, 10)),
             writes: Family::default(),
+            refused_writes: Family::default(),
             offered: Family::default(),
             leader: Gauge::default(),
         };
@@ -64,6 +72,11 @@ impl Metrics {
             metrics.duration.clone(),
         );
         tenancy.register("writes", "Objects written to the API server", metrics.writes.clone());
+        tenancy.register(
+            "refused_writes",
+            "Writes that the API server does not take until somebody mends something, by what stands in the way",
+            metrics.refused_writes.clone(),
+        );
         tenancy.register(
             "kind_served",
             "Whether the cluster serves a kind of object (1) or not (0)",
@@ -81,6 +94,10 @@ impl Metrics {
 
     pub(super) fn wrote(&self, kind: ChildKind, action: &'static str) {
         self.writes.get_or_create(&WriteLabels { kind: kind.kind(), action }).inc();
+    }
+
+    pub(super) fn refused(&self, reason: Reason) {
+        self.refused_writes.get_or_create(&ReasonLabel { reason: reason.name() }).inc();
     }
 
     pub(super) fn moved(&self, from: Option<&'static str>, to: Option<&'static str>) {

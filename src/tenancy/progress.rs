@@ -24,6 +24,8 @@ pub(super) struct Progress {
     pub(super) state: Option<&'static str>,
     /// Last trouble that was told, so that it is told once.
     pub(super) told: Option<String>,
+    /// Last refusal of a write that was told, until one is taken.
+    pub(super) refused: Option<String>,
     /// Last thing of no harm that was said, so that it is said once.
     pub(super) said: Option<String>,
     /// When we saw that it is to have tokens in place of the header.

@@ -1,13 +1,14 @@
 //! What people are told: verdicts and troubles once, as Events on Profile and Namespace and in the log.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tracing::{debug, warn};
 
 use super::Verdict;
 use super::controller::Worker;
 use super::progress::lock;
 use crate::cluster::names;
+use crate::cluster::refusal::Reason;
 
 impl Worker {
     /// Tells about a verdict once.
@@ -47,6 +48,15 @@ impl Worker {
         self.publish(tenant, EventType::Warning, reason, message).await;
     }
 
+    /// A warning about a write that is refused, once as long as it stays the same; the log has every attempt.
+    pub(super) async fn tell_refused(&self, tenant: &str, reason: Reason, text: &str) {
+        self.context.metrics.refused(reason);
+        let before = lock(&self.progress).entry(tenant.to_owned()).or_default().refused.replace(text.to_owned());
+        if before.as_deref() != Some(text) {
+            self.publish(tenant, EventType::Warning, "WriteRefused", text).await;
+        }
+    }
+
     fn forget_told(&self, tenant: &str) {
         if let Some(progress) = lock(&self.progress).get_mut(tenant) {
             progress.told = None;
@@ -55,15 +65,23 @@ impl Worker {
 
     /// An Event on the Profile and on the Namespace. That one cannot be written keeps nobody from their work.
     pub(super) async fn publish(&self, tenant: &str, kind: EventType, reason: &str, note: &str) {
+        let is_warning = matches!(kind, EventType::Warning);
         let event = Event {
             type_: kind,
             reason: reason.to_owned(),
-            note: Some(note.to_owned()),
+            note: note.get(..note.floor_char_boundary(names::LONGEST_NOTE)).map(str::to_owned),
             action: "Reconcile".to_owned(),
             secondary: None,
         };
+        // A Recorder counts what it takes for repetitions, whatever their text. What is wrong is told once, and each text counts.
+        let own = is_warning.then(|| {
+            let reporter =
+                Reporter { controller: names::PROJECT.to_owned(), instance: Some(self.context.instance.clone()) };
+            Recorder::new(self.context.client.clone(), reporter)
+        });
+        let recorder = own.as_ref().unwrap_or(&self.recorder);
         for reference in self.subjects(tenant) {
-            if let Err(error) = self.recorder.publish(&event, &reference).await {
+            if let Err(error) = recorder.publish(&event, &reference).await {
                 warn!(tenant, %error, "writing an Event");
             }
         }

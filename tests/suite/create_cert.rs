@@ -37,6 +37,20 @@ impl Scene {
         scene
     }
 
+    /// The validating configuration beside it, as the gate has it.
+    fn apply_validating(&self) {
+        let rendered = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"))
+            .args(["manifests", "validating", "--namespace", &self.name])
+            .output()
+            .unwrap();
+        let mut configuration = tenancy_fixer::yaml::value(&String::from_utf8(rendered.stdout).unwrap()).unwrap();
+        configuration["metadata"]["name"] = json!(self.name);
+        for webhook in configuration["webhooks"].as_array_mut().unwrap() {
+            webhook["namespaceSelector"] = json!({"matchLabels": {"nobody": "has-this"}});
+        }
+        self.cluster.apply(&configuration);
+    }
+
     fn run(&self, arguments: &[&str]) -> Output {
         create_cert(&self.cluster, &self.name, arguments)
     }
@@ -54,9 +68,13 @@ impl Scene {
         self.cluster.get("secret", &self.name, "tenancy-fixer-tls")
     }
 
-    /// The caBundle of each webhook.
+    /// The caBundle of each webhook that changes objects.
     fn bundles(&self) -> Vec<Option<String>> {
-        let configuration = self.cluster.get("mutatingwebhookconfiguration", "default", &self.name).unwrap();
+        self.bundles_of("mutatingwebhookconfiguration")
+    }
+
+    fn bundles_of(&self, kind: &str) -> Vec<Option<String>> {
+        let configuration = self.cluster.get(kind, "default", &self.name).unwrap();
         let bundle = |webhook: &Value| webhook["clientConfig"]["caBundle"].as_str().map(str::to_owned);
         configuration["webhooks"].as_array().unwrap().iter().map(bundle).collect()
     }
@@ -81,7 +99,9 @@ pub fn create_cert(cluster: &Cluster, name: &str, arguments: &[&str]) -> Output 
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        self.cluster.try_kubectl(&["delete", "mutatingwebhookconfiguration", &self.name, "--ignore-not-found"]);
+        for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+            self.cluster.try_kubectl(&["delete", kind, &self.name, "--ignore-not-found"]);
+        }
         self.cluster.try_kubectl(&["delete", "namespace", &self.name, "--wait=false", "--ignore-not-found"]);
     }
 }
@@ -153,6 +173,34 @@ fn a_configuration_that_lost_its_trust_gets_it_back() {
         "{said}"
     );
     assert_eq!(scene.bundles(), before);
+}
+
+#[test]
+fn the_gates_configuration_is_given_the_same_trust() {
+    let scene = Scene::new("validating");
+    scene.apply_validating();
+    let (mutating, validating) = ("mutatingwebhookconfiguration", "validatingwebhookconfiguration");
+    let of_gate = Endpoint::of(Configuration::Validating).count();
+    let all = of_gate + Endpoint::of(Configuration::Mutating).count();
+    let out = scene.folder.join("out");
+    scene.said(&["--out", out.to_str().unwrap()]);
+    let bundle = Some(base64(text(&scene.files()[2]).as_bytes()));
+    assert_eq!(scene.bundles_of(validating), vec![bundle.clone(); of_gate]);
+    assert_eq!(scene.bundles_of(mutating), vec![bundle.clone(); all - of_gate]);
+    // It is repaired by itself, and what is right stays as it is.
+    let version =
+        || scene.cluster.get(mutating, "default", &scene.name).unwrap()["metadata"]["resourceVersion"].clone();
+    let before = version();
+    let wipe = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
+    scene.cluster.kubectl(&["patch", validating, &scene.name, "--type=json", "-p", wipe]);
+    scene.said(&[]);
+    assert_eq!(scene.bundles_of(validating), vec![bundle; of_gate]);
+    assert_eq!(version(), before);
+    // A renewal is for both.
+    scene.said(&["--renew", "--out", out.to_str().unwrap()]);
+    let both = Some(base64(text(&scene.files()[2]).as_bytes()));
+    assert_eq!(scene.bundles_of(validating), vec![both.clone(); of_gate]);
+    assert_eq!(scene.bundles_of(mutating), vec![both; all - of_gate]);
 }
 
 #[test]

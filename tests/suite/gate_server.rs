@@ -216,6 +216,132 @@ fn images_made_to_fill_memory_do_not() {
     assert!(memory < 128, "{memory} MiB");
 }
 
+/// A registry that takes connections and says nothing; and how many have come.
+fn silent_registry() -> (std::net::SocketAddr, impl Fn() -> usize) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kept = std::sync::Arc::clone(&connections);
+    // It ends with the test's process.
+    std::thread::spawn(move || listener.incoming().for_each(|stream| kept.lock().unwrap().push(stream)));
+    (address, move || connections.lock().unwrap().len())
+}
+
+/// While the gate looks, which takes seconds where a registry is slow, nothing is kept of a job but what it is judged by: neither its
+/// bytes, which would take what there is for everybody's, nor the document read from them.
+#[test]
+fn large_jobs_that_wait_for_slow_registries_keep_no_memory_from_others() {
+    let folder = folder("bodies");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let (slow, came) = silent_registry();
+    let at = registry.address;
+    block_on(async { registry.push("team/job", "good", &image(LOGS)).await });
+    let insecure = format!("{at},{slow}");
+    let flags = ["--gate", "enforce", "--insecure-registries", &insecure, "--registry-networks", "127.0.0.1"];
+    let server = Server::start_with(&certificate, &["--only", "gate"], &flags, &[]);
+    let before = peak_memory(&server);
+    let large = |number: usize| {
+        let mut object = job("large", &format!("{slow}/a/b:t{number}"));
+        // What is kept of it is a little less than may be; the rest has so many tokens as a document may, each of which takes a
+        // dozen times its bytes, and once so many bytes as a body may have.
+        let words = vec!["x".repeat(1000); 110];
+        object["spec"]["template"]["spec"]["containers"][0]["args"] = json!(words);
+        object["metadata"]["ignored"] = json!(vec![1; 240_000]);
+        if number == 0 {
+            object["metadata"]["annotations"] = json!({"large": "x".repeat(5 << 20)});
+        }
+        let mut body = wire::review(&object);
+        body["request"]["namespace"] = json!(format!("tenant-{}", number % 8));
+        body.to_string()
+    };
+    let bodies: Vec<String> = (0..24).map(large).collect();
+    let total: usize = bodies.iter().map(String::len).sum();
+    std::thread::scope(|scope| {
+        let begin = Instant::now();
+        let mut asked = Vec::new();
+        for (number, body) in bodies.iter().enumerate() {
+            let target = server.target();
+            asked.push(scope.spawn(move || target.post("/job/validate?timeout=10s", body.clone())));
+            let held = || server.metric("tenancy_fixer_server_body_bytes");
+            wait_for("it to be looked for, and its bytes to be given back", || came() > number && held() == 0);
+        }
+        let answer = review(&server, "/job/validate", &job("good", &format!("{at}/team/job:good")));
+        assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(true), None), "{answer}");
+        eprintln!("24 jobs of {total} bytes wait after {:?}, an honest one is answered", begin.elapsed());
+        for asked in asked {
+            let answer = asked.join().unwrap();
+            let text = String::from_utf8_lossy(answer.body()).into_owned();
+            assert!(answer.status() == 200 && text.contains("still being asked; try again"), "{text}");
+        }
+    });
+    let memory = peak_memory(&server);
+    eprintln!("{before} MiB before, at most {memory} MiB");
+    assert!(memory < 64, "{memory} MiB");
+}
+
+#[test]
+fn a_job_that_is_too_large_to_be_kept_is_one_of_which_nobody_can_tell() {
+    let folder = folder("too-large");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let server = gate(&certificate, &registry, &["--gate-unknown", "deny"], None);
+    let mut object = job("large", &format!("{}/team/job:v1", registry.address));
+    object["spec"]["template"]["spec"]["containers"][0]["args"] = json!(vec!["a"; 10_000]);
+    let message = |object: &Value| {
+        let answer = review(&server, "/job/validate", object);
+        assert_eq!(answer["status"]["code"], 403, "{answer}");
+        answer["status"]["message"].as_str().unwrap().to_owned()
+    };
+    let said = message(&object);
+    assert!(said.contains("more than 128 KiB of commands and variables"), "{said}");
+    // So many containers that comparing each with each would take minutes.
+    let container = |number: usize| json!({"name": format!("c{number}")});
+    object["spec"]["template"]["spec"]["containers"] = (0..60_000).map(container).collect();
+    let begin = Instant::now();
+    let said = message(&object);
+    assert!(said.contains("and more containers than the 16 that are looked at"), "{said}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+/// As many as wait for slow registries, others are still answered.
+#[test]
+fn jobs_that_wait_do_not_take_every_request() {
+    let folder = folder("waiting");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let (slow, _) = silent_registry();
+    let at = registry.address;
+    block_on(async { registry.push("team/job", "good", &image(LOGS)).await });
+    let insecure = format!("{at},{slow}");
+    let flags = ["--gate", "enforce", "--insecure-registries", &insecure, "--registry-networks", "127.0.0.1"];
+    let server = Server::start_with(&certificate, &["--only", "gate"], &flags, &[]);
+    std::thread::scope(|scope| {
+        // A few less than one address may have of connections.
+        let asked: Vec<_> = (0..150)
+            .map(|number| {
+                let (target, object) = (server.target(), job("slow", &format!("{slow}/a/b:t{number}")));
+                scope.spawn(move || {
+                    let mut body = wire::review(&object);
+                    body["request"]["namespace"] = json!(format!("eve-{}", number % 3));
+                    target.post("/job/validate?timeout=10s", body.to_string())
+                })
+            })
+            .collect();
+        wait_for("those that are too many to be told so", || {
+            server
+                .lines()
+                .iter()
+                .any(|line| line["message"] == "judged" && line.to_string().contains("too many images"))
+        });
+        let answer = review(&server, "/job/validate", &job("good", &format!("{at}/team/job:good")));
+        assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(true), None), "{answer}");
+        for asked in asked {
+            assert_eq!(asked.join().unwrap().status(), 200);
+        }
+    });
+}
+
 /// A namespace whose jobs the gate looks at, by a webhook configuration of the test's own.
 struct Scene {
     name: String,
@@ -408,10 +534,77 @@ fn a_private_image_is_read_with_the_jobs_secrets_where_that_is_granted() {
     kubectl(&["delete", "-f", "k8s-resources/overlays/gate-pull-secrets/cluster-role.yaml"]);
 }
 
+/// What a TrainJob runs stands in its runtime, which is read with the right that the overlay grants.
+#[test]
+fn a_train_job_is_judged_by_its_runtime() {
+    let cluster = Cluster::shared();
+    cluster.apply_shipped_account();
+    let grant = "k8s-resources/overlays/gate/cluster-role.yaml";
+    let kubeconfig = cluster.kubeconfig_of_shipped_account(&folder("trainer-account"));
+    let scene = Scene::behind(&Door::Open, "trainer", "enforce", &["--image-failure-ttl", "0s"], &kubeconfig);
+    let image = |tag: &str| format!("{}/team/job:{tag}", scene.registry.address);
+    let runtime = |kind: &str, name: &str, image: &str, command: &[&str]| {
+        let mut container = json!({"name": "node", "image": image});
+        if !command.is_empty() {
+            container["command"] = json!(command);
+        }
+        let job = json!({"name": "node", "template": {
+            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
+            "spec": {"template": {"spec": {"containers": [container]}}},
+        }});
+        let mut object = json!({"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": kind,
+            "metadata": {"name": name, "labels": {"trainer.kubeflow.org/framework": "torch"}},
+            "spec": {"mlPolicy": {"numNodes": 1, "torch": {}}, "template": {"spec": {"replicatedJobs": [job]}}}});
+        if kind == "TrainingRuntime" {
+            object["metadata"]["namespace"] = json!(scene.name);
+        }
+        object
+    };
+    let of_cluster = format!("good-{}", scene.name);
+    let both = ["TrainingRuntime", "ClusterTrainingRuntime"];
+    cluster.apply(&runtime(both[1], &of_cluster, &image("good"), &[]));
+    cluster.apply(&runtime(both[0], "bad", &image("bad"), &[]));
+    cluster.apply(&runtime(both[0], "other-command", &image("good"), &["sleep", "1"]));
+    let train_job = |name: &str, kind: &str, runtime: &str, trainer: &Value| {
+        json!({"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": {"name": name},
+            "spec": {"runtimeRef": {"name": runtime, "kind": kind}, "trainer": trainer}})
+    };
+    let ask = |kind: &str, runtime: &str, trainer: Value| {
+        scene.try_create(&train_job("a", kind, runtime, &trainer), &["--dry-run=server"])
+    };
+    // Nobody has granted it; what a run that failed has left is taken away.
+    kubectl(&["delete", "--ignore-not-found", "-f", grant]);
+    wait_for("the answer without the grant", || {
+        let (created, said) = ask(both[0], "bad", json!({}));
+        created && said.contains("TrainingRuntime bad cannot be read: we may not")
+    });
+    kubectl(&["apply", "--server-side", "-f", grant]);
+    wait_for("the grant", || !ask(both[0], "bad", json!({})).0);
+    let (_, said) = ask(both[0], "bad", json!({}));
+    assert!(
+        said.contains("container node") && said.contains("/app/train.py") && said.contains("team/job:bad"),
+        "{said}"
+    );
+    let (created, said) = ask(both[1], &of_cluster, json!({}));
+    assert!(created && said.is_empty(), "{said}");
+    // What the TrainJob says itself counts before its runtime.
+    let (created, said) = ask(both[0], "bad", json!({"image": image("good")}));
+    assert!(created && said.is_empty(), "{said}");
+    assert!(!ask(both[1], &of_cluster, json!({"command": ["sleep", "1"]})).0);
+    let (created, said) = ask(both[0], "other-command", json!({}));
+    assert!(!created && said.contains("it runs nothing that could log"), "{said}");
+    let (created, said) = ask(both[0], "other-command", json!({"command": ["python", "/app/train.py"]}));
+    assert!(created && said.is_empty(), "{said}");
+    let (created, said) = ask(both[0], "none", json!({}));
+    assert!(created && said.contains("there is none of that name"), "{said}");
+    cluster.kubectl(&["delete", "clustertrainingruntime", &of_cluster]);
+    kubectl(&["delete", "-f", grant]);
+}
+
 #[test]
 fn every_overlay_is_one_that_the_api_server_takes() {
     for (overlay, says) in [
-        ("gate", "TENANCY_FIXER_GATE"),
+        ("gate", "clustertrainingruntimes"),
         ("gate-pull-secrets", "tenancy-fixer-pull-secrets"),
         ("gate-fail-closed", "failurePolicy: Fail"),
     ] {

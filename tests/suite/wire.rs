@@ -9,7 +9,7 @@ use hyper::{Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tenancy_fixer::admission::service::Decider;
-use tenancy_fixer::admission::{self, Configuration, Endpoint, Outcome, Reviews, Wanted};
+use tenancy_fixer::admission::{self, About, Configuration, Endpoint, Outcome, Reviews, Wanted};
 use tenancy_fixer::mutate::{self, Settings, Surroundings};
 
 use crate::support;
@@ -19,6 +19,7 @@ pub struct Alone<'s>(pub &'s Settings, pub &'s Surroundings<'s>);
 
 impl Decider for Alone<'_> {
     type Looked = ();
+    type Case = ();
 
     fn decide(&self, endpoint: Endpoint, request: &admission::Request<'_>, (): &()) -> Outcome {
         mutate::decide(endpoint, request, self.1, self.0)
@@ -26,7 +27,9 @@ impl Decider for Alone<'_> {
 
     async fn look(&self, _: &str, _: Wanted, _: Instant) {}
 
-    async fn judge(&self, _: Endpoint, _: &admission::Request<'_>, _: Instant) -> Outcome {
+    fn case(&self, _: Endpoint, _: &admission::Request<'_>) {}
+
+    async fn judge(&self, (): (), _: &About<'_>, _: Instant) -> Outcome {
         Outcome::unchanged("nobody judges here")
     }
 }

@@ -144,8 +144,8 @@ mod tests {
 
     use super::super::Limits;
     use super::*;
-    use crate::images::ImageConfig;
     use crate::images::lookup::Fact;
+    use crate::images::{ImageConfig, Listed};
 
     /// Wants everything.
     struct All;
@@ -182,6 +182,16 @@ mod tests {
         fn place(_: &str) -> Option<&str> {
             None
         }
+
+        fn asks_for_packages((): &()) -> bool {
+            false
+        }
+
+        fn wants_package(_: &Listed) -> bool {
+            false
+        }
+
+        fn list(&mut self, _: Vec<Listed>, _: &str) {}
 
         fn add(&mut self, _: Files) {}
 

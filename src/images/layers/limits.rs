@@ -19,10 +19,14 @@ pub struct Limits {
     pub layers: usize,
     /// Bytes of text and paths that are kept.
     pub kept: u64,
+    /// Bytes of bills of materials; 0 for none.
+    pub bills: u64,
     /// The whole look.
     pub time: Duration,
     /// Looks at layers at once, for all tenants together; each tenant has one of them.
     pub at_once: usize,
+    /// How long a look at the layers of a slow registry goes on while others wait; six times that for one that is not slow.
+    pub turn: Duration,
 }
 
 impl Default for Limits {
@@ -34,8 +38,10 @@ impl Default for Limits {
             entries: 500_000,
             layers: 500,
             kept: 4 << 20,
+            bills: 8 << 20,
             time: Duration::from_mins(5),
             at_once: 4,
+            turn: Duration::from_secs(10),
         }
     }
 }

@@ -208,7 +208,7 @@ impl Store {
         for _ in 0..=DEEPEST_INDEX {
             let untyped = if at == Digest::of(index) { INDEX } else { "" };
             match manifest::step(&document, untyped, platform)? {
-                Step::Manifest(next) => {
+                Step::Manifest { next, .. } => {
                     document = self.blob(&next)?;
                     at = next;
                 }

@@ -14,12 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use limits::Limits;
+use limits::{Account, Trouble};
 pub use local::{Local, local};
+use stack::Stack;
 
 pub(super) use stream::look;
 
-use super::ImageConfig;
 use super::lookup::Fact;
+use super::{ImageConfig, Listed};
 
 /// One file of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +76,15 @@ pub trait Contents: Fact {
     /// What is to be remembered of a path although its file may not be wanted.
     fn place(path: &str) -> Option<&str>;
 
+    /// Whether a bill of materials could help to answer that question.
+    fn asks_for_packages(question: &Self::Question) -> bool;
+
+    /// Whether a package that a bill lists matters.
+    fn wants_package(package: &Listed) -> bool;
+
+    /// A bill of materials of this image lists these; `source` says which bill, for people.
+    fn list(&mut self, packages: Vec<Listed>, source: &str);
+
     /// One more layer has been read; everything in it is in the image, whatever is below.
     fn add(&mut self, layer: Files);
 
@@ -107,6 +118,30 @@ pub enum Progress {
     },
     /// So many compressed bytes more have been read.
     Read(u64),
+}
+
+/// The files of layers that are in memory, from the lowest to the highest.
+///
+/// # Errors
+/// One of them is no archive of files.
+pub fn unpacked<C: Contents>(config: &ImageConfig, layers: &[&[u8]], limits: Limits) -> Result<C, String> {
+    let mut contents = C::of(config);
+    let account = Account::new(limits);
+    let mut stack = Stack::default();
+    for layer in layers.iter().rev() {
+        let length = u64::try_from(layer.len()).unwrap_or(u64::MAX);
+        let read = account.spend(|spent| spent.compressed += length);
+        match read.and_then(|()| archive::read::<C>(*layer, &mut stack, &account)) {
+            Ok(files) => contents.add(files),
+            Err(Trouble::Limit(limit)) => {
+                contents.end(Some(limit));
+                return Ok(contents);
+            }
+            Err(Trouble::Broken(error)) => return Err(error),
+        }
+    }
+    contents.end(None);
+    Ok(contents)
 }
 
 /// A path as seen from a folder: absolute, without `.`, `..` and double slashes; nothing leads above the root.

@@ -1,6 +1,7 @@
 //! Layers from a registry: bytes arrive on one task, and are unpacked on a thread of its own.
 
 use std::io::{self, Read};
+use std::marker::PhantomData;
 use std::time::Instant;
 
 use hyper::body::{Buf as _, Bytes};
@@ -10,10 +11,12 @@ use tokio::task::spawn_blocking;
 use super::limits::{Account, Trouble};
 use super::stack::Stack;
 use super::{Contents, Files, Limits, Progress, Watcher, archive};
+use crate::images::attached;
+use crate::images::bill::Wants;
 use crate::images::manifest::Layer;
 use crate::images::registry::Session;
 use crate::images::why::{Reason, WhyUnknown};
-use crate::images::{Digest, ImageConfig};
+use crate::images::{Digest, ImageConfig, Listed};
 
 /// Least bytes a second of a layer that is on its way, once it has had time to begin: a registry, which may be a tenant's, does not
 /// keep a reader from the others.
@@ -29,13 +32,25 @@ pub(in crate::images) async fn look<C: Contents>(
     limits: Limits,
     watcher: Option<&Watcher>,
 ) -> Result<C, WhyUnknown> {
-    let (config, layers) = session.image(digest).await?;
-    let begun = begin::<C>(&config, &layers, limits);
+    let found = session.image(digest).await?;
+    let begun = begin::<C>(&found.config, &found.layers, limits);
     let mut contents = begun.contents;
+    if limits.bills > 0 && C::asks_for_packages(question) {
+        let metrics = session.metrics().clone();
+        if let Some(bill) = attached::bill::<ByContents<C>>(session, &found, limits.bills, &metrics).await {
+            let (listed, enough) =
+                with(contents, question, move |contents| contents.list(bill.packages, &bill.source)).await?;
+            if enough {
+                return Ok(listed);
+            }
+            contents = listed;
+        }
+    }
     if let Some(unread) = begun.unread {
         contents.end(Some(unread));
         return Ok(contents);
     }
+    let layers = found.layers;
     let account = Account::new(limits);
     let mut stack = Stack::default();
     for (number, layer) in layers.iter().rev().enumerate() {
@@ -50,15 +65,7 @@ pub(in crate::images) async fn look<C: Contents>(
             }
         };
         stack = back;
-        let question = question.clone();
-        // Whether that is enough may take a while to tell.
-        let (added, enough) = spawn_blocking(move || {
-            contents.add(files);
-            let enough = contents.answers(&question);
-            (contents, enough)
-        })
-        .await
-        .map_err(|_| given_up())?;
+        let (added, enough) = with(contents, question, move |contents| contents.add(files)).await?;
         contents = added;
         if enough && number + 1 < layers.len() {
             return Ok(contents);
@@ -66,6 +73,30 @@ pub(in crate::images) async fn look<C: Contents>(
     }
     contents.end(None);
     Ok(contents)
+}
+
+/// With something more in it, and whether that is enough for the question, which may take a while to tell.
+async fn with<C: Contents>(
+    mut contents: C,
+    question: &C::Question,
+    add: impl FnOnce(&mut C) + Send + 'static,
+) -> Result<(C, bool), WhyUnknown> {
+    let question = question.clone();
+    let judging = spawn_blocking(move || {
+        add(&mut contents);
+        let enough = contents.answers(&question);
+        (contents, enough)
+    });
+    judging.await.map_err(|_| given_up())
+}
+
+/// The packages that somebody's contents want to know of.
+struct ByContents<C>(PhantomData<C>);
+
+impl<C: Contents> Wants for ByContents<C> {
+    fn wants(package: &Listed) -> bool {
+        C::wants_package(package)
+    }
 }
 
 /// What is known before a layer has been read.
