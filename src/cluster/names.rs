@@ -144,10 +144,6 @@ pub const UNPRIVILEGED_USER: u32 = 65532;
 /// Label of a pod that Argo runs for a workflow; it looks after sidecars itself.
 pub const ARGO_WORKFLOW_LABEL: &str = "workflows.argoproj.io/workflow";
 
-/// Label of an object that an MLflow project runs as, and of its pods: the id of the run.
-pub const RUN_LABEL: &str = "mlflow.org/run-id";
-/// Annotation of such an object: the run's experiment.
-pub const EXPERIMENT_ANNOTATION: &str = "mlflow.org/experiment-id";
 /// Annotation of a template: the CRD's name, as mlflow#4317 has it.
 pub const CRD_NAME: &str = "mlflow.org/crd-name";
 /// Annotation of a template: labels of the pods whose logs are shown (mlflow#4317); empty for none.
@@ -165,7 +161,6 @@ pub const STATUS_RUNNING: &str = "mlflow.org/status-running";
 
 /// Longest text of an Event (events.k8s.io, `note`), in bytes.
 pub const LONGEST_NOTE: usize = 1024;
-
 /// Label of a namespace: which model versions of MLflow's may be served in it, `true` or `any`. Label of an InferenceService that we
 /// have made: for which MLflow.
 pub const SERVING_LABEL: &str = "kubeflow-extension/serving";
@@ -181,10 +176,14 @@ pub const SERVING_WAKES: &str = "tenancy-fixer-serving-wakes";
 pub const INFERENCE_SERVICE: &str = "InferenceService";
 /// Annotation that says how KServe deploys (KServe).
 pub const DEPLOYMENT_MODE: &str = "serving.kserve.io/deploymentMode";
-/// Labels, and as they are annotations, of what is served, beside [`RUN_LABEL`] and [`EXPERIMENT_ANNOTATION`]: those of the listener that was here before.
+/// Labels, and as they are annotations, of what is served: those of the listener that was here before.
 pub const MLFLOW_MODEL_NAME: &str = "mlflow.org/model-name";
 /// See [`MLFLOW_MODEL_NAME`].
 pub const MLFLOW_MODEL_VERSION: &str = "mlflow.org/model-version";
+/// The same; and label of an object that an MLflow project runs as, and of its pods.
+pub const MLFLOW_RUN_ID: &str = "mlflow.org/run-id";
+/// The same; and annotation of an object that an MLflow project runs as.
+pub const MLFLOW_EXPERIMENT_ID: &str = "mlflow.org/experiment-id";
 /// Annotation: MLflow's workspace.
 pub const MLFLOW_WORKSPACE: &str = "mlflow.org/workspace";
 /// Label of the InferenceServices of the listener that was here before.

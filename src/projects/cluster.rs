@@ -143,8 +143,8 @@ impl Cluster {
                 Some(Error::Api(status)) if status.reason == "AlreadyExists" => {
                     let stored = api.get(&place.name).await?;
                     let run =
-                        |labels: &std::collections::BTreeMap<String, String>| labels.get(names::RUN_LABEL).cloned();
-                    let wanted = object.pointer("/metadata/labels").and_then(|labels| labels.get(names::RUN_LABEL));
+                        |labels: &std::collections::BTreeMap<String, String>| labels.get(names::MLFLOW_RUN_ID).cloned();
+                    let wanted = object.pointer("/metadata/labels").and_then(|labels| labels.get(names::MLFLOW_RUN_ID));
                     let is_ours =
                         stored.metadata.labels.as_ref().and_then(run).as_deref() == wanted.and_then(Value::as_str);
                     ensure!(is_ours, "{place} is there already and belongs to something else");

@@ -328,7 +328,8 @@ async fn attach(settings: &Attach) -> anyhow::Result<ExitCode> {
 async fn found(cluster: &Cluster, kind: &Kind, place: &Place, run: &TrackedRun) -> anyhow::Result<Option<Value>> {
     let api = cluster.api(kind, place.namespace.as_deref());
     let object = api.get_opt(&place.name).await.with_context(|| format!("looking for {place}"))?;
-    let is_its = |labels: &std::collections::BTreeMap<String, String>| labels.get(names::RUN_LABEL) == Some(&run.id);
+    let is_its =
+        |labels: &std::collections::BTreeMap<String, String>| labels.get(names::MLFLOW_RUN_ID) == Some(&run.id);
     let object = object.filter(|object| object.metadata.labels.as_ref().is_some_and(is_its));
     Ok(object.map(serde_json::to_value).transpose()?)
 }

@@ -54,12 +54,12 @@ impl Selection {
         if let Some((_, _, label)) = LABELS.iter().find(|row| (row.0, row.1) == (group, kind)) {
             return Self::Labels(format!("{label}={}", text("/metadata/name")));
         }
-        let run = object.pointer("/metadata/labels").and_then(|labels| labels.get(names::RUN_LABEL));
-        let is_in_templates = object.get("spec").is_some_and(|spec| mentions(spec, names::RUN_LABEL));
+        let run = object.pointer("/metadata/labels").and_then(|labels| labels.get(names::MLFLOW_RUN_ID));
+        let is_in_templates = object.get("spec").is_some_and(|spec| mentions(spec, names::MLFLOW_RUN_ID));
         let is_known =
             WorkloadKind::known().iter().any(|known| known.is(group, kind) && known.templates != Templates::OfRuntime);
         match run.and_then(Value::as_str) {
-            Some(run) if is_in_templates || is_known => Self::Labels(format!("{}={run}", names::RUN_LABEL)),
+            Some(run) if is_in_templates || is_known => Self::Labels(format!("{}={run}", names::MLFLOW_RUN_ID)),
             _ => Self::OwnedBy(text("/metadata/uid").to_owned()),
         }
     }

@@ -196,9 +196,9 @@ fn link(object: &mut Map<String, Value>, submission: &Submission<'_>) -> anyhow:
     for (name, value) in annotations.iter() {
         ensure!(value.is_string(), "the template: metadata.annotations[{name}]: expected a text; quotes make it one");
     }
-    annotations.insert(names::EXPERIMENT_ANNOTATION.to_owned(), submission.experiment_id.into());
+    annotations.insert(names::MLFLOW_EXPERIMENT_ID.to_owned(), submission.experiment_id.into());
     let labels = object_at(metadata, "labels");
-    labels.insert(names::RUN_LABEL.to_owned(), submission.run_id.into());
+    labels.insert(names::MLFLOW_RUN_ID.to_owned(), submission.run_id.into());
     if is_tenants {
         labels.entry(names::TENANT_LABEL).or_insert_with(|| "true".into());
     }
@@ -221,7 +221,7 @@ fn link(object: &mut Map<String, Value>, submission: &Submission<'_>) -> anyhow:
 
 fn label(template: &mut Map<String, Value>, run_id: &str) {
     let labels = object_at(object_at(template, "metadata"), "labels");
-    labels.insert(names::RUN_LABEL.to_owned(), run_id.into());
+    labels.insert(names::MLFLOW_RUN_ID.to_owned(), run_id.into());
 }
 
 /// Each pod template at a path of the table of kinds.

@@ -108,8 +108,8 @@ impl Recipe {
         for (name, raw) in [
             (names::MLFLOW_MODEL_NAME, variables.model_name),
             (names::MLFLOW_MODEL_VERSION, variables.model_version),
-            (names::RUN_LABEL, variables.run_id),
-            (names::EXPERIMENT_ANNOTATION, variables.experiment_id),
+            (names::MLFLOW_RUN_ID, variables.run_id),
+            (names::MLFLOW_EXPERIMENT_ID, variables.experiment_id),
         ] {
             labels.insert(name.to_owned(), json!(label_value(raw)));
             annotations.insert(name.to_owned(), json!(raw));

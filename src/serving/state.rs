@@ -83,7 +83,7 @@ impl Observed {
     pub(super) fn experiment_of(&self, run: &str) -> Option<String> {
         let parts: Value = serde_json::from_str(&self.parts).ok()?;
         let annotation = |name: &str| parts.pointer("/metadata/annotations")?.get(name)?.as_str().map(str::to_owned);
-        annotation(names::EXPERIMENT_ANNOTATION).filter(|_| annotation(names::RUN_LABEL).as_deref() == Some(run))
+        annotation(names::MLFLOW_EXPERIMENT_ID).filter(|_| annotation(names::MLFLOW_RUN_ID).as_deref() == Some(run))
     }
 
     /// As `GET /services` lists it.
@@ -105,7 +105,7 @@ impl Observed {
         json!({
             "name": name, "namespace": namespace,
             "model_name": annotation(names::MLFLOW_MODEL_NAME), "model_version": annotation(names::MLFLOW_MODEL_VERSION),
-            "run_id": annotation(names::RUN_LABEL), "status": status, "url": self.report.url,
+            "run_id": annotation(names::MLFLOW_RUN_ID), "status": status, "url": self.report.url,
             "creation_timestamp": self.created,
         })
     }
