@@ -8,7 +8,7 @@ IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | 
 MANIFESTS ?= k8s-resources/base
 # Of benchmarks; where they run is their package.
 RESULTS ?= $(CURDIR)/target/bench
-SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
+SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/demo/serving tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
 	fuzz/run tests/katib/build tests/katib/pod tests/katib/pilot-agent-before-quit tests/katib/train src/mutate/lifecycle/launcher.sh \
 	tests/s3/build tests/gcloud/gcloud k8s-resources/mlflow/create-infra.sh k8s-resources/mlflow/deploy.sh
 
@@ -17,7 +17,7 @@ help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## See a real API server create a tenant's objects, each changed by our webhooks
+demo: ## See a real API server create a tenant's objects, each changed by our webhooks; DEMO_MLFLOW=1 has a model served, too
 	tests/demo/run
 
 .PHONY: test

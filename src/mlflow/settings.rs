@@ -10,8 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, ValueEnum};
 use hyper::Uri;
 use hyper::header::HeaderValue;
-use k8s_openapi::jiff::SignedDuration;
 use secrecy::{ExposeSecret as _, SecretString};
+
+use crate::durations::positive;
 
 /// Where Kubernetes puts the token of a pod's service account, and a newer one before it expires.
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -66,7 +67,7 @@ pub struct Settings {
     pub mlflow_ca_file: Option<PathBuf>,
 
     /// Longest time for one request to MLflow
-    #[arg(long, env = "TENANCY_FIXER_MLFLOW_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = duration)]
+    #[arg(long, env = "TENANCY_FIXER_MLFLOW_TIMEOUT", value_name = "TIME", default_value = "15s", value_parser = positive)]
     pub mlflow_timeout: Duration,
 
     /// How often a request that may be repeated is sent again after a failure that may pass
@@ -210,11 +211,6 @@ pub fn tracking_uri(text: &str) -> Result<Uri, String> {
         return Err(expected.to_owned());
     }
     Ok(uri)
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let found = text.parse::<SignedDuration>().ok().and_then(|found| Duration::try_from(found).ok());
-    found.filter(|found| !found.is_zero()).ok_or_else(|| "expected a duration such as 5s, 1m30s or 500ms".to_owned())
 }
 
 #[cfg(test)]

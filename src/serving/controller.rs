@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::scheduler::{ScheduleRequest, scheduler};
@@ -65,6 +66,8 @@ pub(super) struct Worker {
     pub(super) answers: Answers,
     pub(super) polls: watch::Sender<bool>,
     pub(super) registered: watch::Sender<Option<String>>,
+    /// Told when the secret is another one.
+    pub(super) secret: watch::Sender<()>,
     synced: watch::Sender<Synced>,
     queue: Mutex<Option<Queue>>,
     pub(super) minds: Mutex<Minds>,
@@ -117,6 +120,8 @@ pub async fn run(worker: super::Listener, stop: impl Future<Output = ()>, end: i
     );
     tokio::select! {
         () = watching => {}
+        // Every replica takes deliveries.
+        () = registration::follow_secret(&worker) => {}
         () = async { writing.await; end.await } => {}
     }
 }
@@ -159,6 +164,7 @@ impl Worker {
             answers: Answers::default(),
             polls: watch::Sender::new(context.plan.polls),
             registered: watch::Sender::new(None),
+            secret: watch::Sender::new(()),
             synced: watch::Sender::new(Synced::default()),
             queue: Mutex::default(),
             minds: Mutex::default(),
@@ -359,10 +365,14 @@ impl Worker {
     async fn compare(&self, listed: HashMap<Key, ModelVersion>) {
         let mut counts: HashMap<&'static str, usize> =
             ["Ready", "NotReady", "Deploying", "Refused", "Failed"].map(|state| (state, 0)).into();
+        // What is there although it is refused by now goes as what is no longer tagged does.
+        let mut surplus = HashSet::new();
         for (key, version) in &listed {
             let (is_done, state) = self.is_done(key, version).await;
             *counts.entry(state).or_default() += 1;
-            if !is_done {
+            if state == "Refused" && !self.context.state.of_key(key).is_empty() {
+                surplus.insert(key.clone());
+            } else if !is_done {
                 self.schedule(Wake::One(key.clone()), Instant::now());
             }
         }
@@ -370,7 +380,7 @@ impl Worker {
             self.context.metrics.has(state, count);
         }
         self.answers.keep(|key| listed.contains_key(key));
-        let (there, surplus) = {
+        let there = {
             let facts = self.context.state.read();
             let keys: HashSet<Key> = facts
                 .services
@@ -378,8 +388,8 @@ impl Worker {
                 .filter(|found| !found.terminating)
                 .filter_map(|found| found.key.clone())
                 .collect();
-            let surplus: HashSet<Key> = keys.iter().filter(|key| !listed.contains_key(key)).cloned().collect();
-            (keys.len(), surplus)
+            surplus.extend(keys.iter().filter(|key| !listed.contains_key(key)).cloned());
+            keys.len()
         };
         let mut minds = lock(&self.minds);
         let judged = minds.guard.judge(surplus, there, self.context.plan.removal_share, Instant::now());
@@ -428,8 +438,8 @@ pub(super) fn key(workspace: Option<&Arc<str>>, version: &ModelVersion) -> Key {
 
 /// Somewhat more or less, so that replicas and installations do not ask in step.
 fn jittered(interval: Duration) -> Duration {
-    let nanos = Instant::now().elapsed().subsec_nanos() ^ std::process::id().wrapping_mul(2_654_435_761);
-    interval.mul_f64(0.95 + f64::from(nanos % 1000) / 10_000.0)
+    let any = Timestamp::now().subsec_nanosecond().rem_euclid(1000);
+    interval.mul_f64(0.95 + f64::from(any) / 10_000.0)
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -27,6 +27,7 @@ const DESCRIPTION: &str = "Automatically deploy MLflow models to KServe based on
 pub(super) async fn keep(worker: &Arc<Worker>) {
     let Some(webhook) = &worker.context.plan.webhook else { return };
     let mut is_tried = false;
+    let mut secret = worker.secret.subscribe();
     loop {
         let known = worker.registered.borrow().clone();
         match attempts(worker, webhook, known.as_deref(), is_tried).await {
@@ -36,9 +37,9 @@ pub(super) async fn keep(worker: &Arc<Worker>) {
                     return;
                 }
                 succeeded(worker, done, known.is_none());
-                let until = Instant::now() + CHECK;
-                while Instant::now() < until && !secret_changed(worker) {
-                    sleep(SECRET_CHECK.min(CHECK)).await;
+                tokio::select! {
+                    () = sleep(CHECK) => {}
+                    Ok(()) = secret.changed() => drop(worker.registered.send_replace(None)),
                 }
             }
             Err(error) => {
@@ -50,15 +51,26 @@ pub(super) async fn keep(worker: &Arc<Worker>) {
     }
 }
 
-fn secret_changed(worker: &Worker) -> bool {
-    let changed = worker.context.plan.secrets.read_again();
-    let changed =
-        changed.inspect_err(|error| warn!(error = format!("{error:#}"), "the secret stays as it was")).unwrap_or(false);
-    if changed {
-        info!("the secret has changed: MLflow gets the new one");
-        worker.registered.send_replace(None);
+/// Reads the file with the secret again and again.
+pub(super) async fn follow_secret(worker: &Worker) {
+    let mut said = None;
+    loop {
+        sleep(SECRET_CHECK).await;
+        match worker.context.plan.secrets.read_again() {
+            Ok(false) => said = None,
+            Ok(true) => {
+                info!("the secret has changed; the one before counts for some minutes more");
+                worker.secret.send_replace(());
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                if said.as_ref() != Some(&error) {
+                    warn!(error, "the secret stays as it was");
+                }
+                said = Some(error);
+            }
+        }
     }
-    changed
 }
 
 fn succeeded(worker: &Worker, id: String, is_new: bool) {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
-use k8s_openapi::jiff::SignedDuration;
 use secrecy::SecretString;
 
 use super::inference_service::Recipe;
@@ -17,6 +16,7 @@ use super::storage::Storage;
 use super::target::{Targets, Way};
 use super::template::{Pattern, Template};
 use crate::cluster::names;
+use crate::durations::positive;
 use crate::mlflow;
 
 /// Settings of the serving capability.
@@ -345,11 +345,6 @@ impl Settings {
             }
         }
     }
-}
-
-fn positive(text: &str) -> Result<Duration, String> {
-    let found = text.parse::<SignedDuration>().ok().and_then(|found| Duration::try_from(found).ok());
-    found.filter(|found| !found.is_zero()).ok_or_else(|| "expected a duration such as 5s, 1m30s or 500ms".to_owned())
 }
 
 fn share(text: &str) -> Result<f64, String> {

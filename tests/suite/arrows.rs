@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("durations", &[]),
     ("images", &["durations", "share"]),
     ("launch", &[]),
-    ("mlflow", &[]),
+    ("mlflow", &["durations"]),
     ("share", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),
@@ -25,7 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gate", &["admission", "cluster", "images"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
     ("projects", &["cluster", "images", "mlflow", "yaml"]),
-    ("serving", &["cluster", "mlflow", "yaml"]),
+    ("serving", &["cluster", "durations", "mlflow", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),

@@ -44,6 +44,9 @@ struct Shared {
 
 static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
 
+/// A scene's number: a namespace that is on its way out takes nothing new.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
 /// Python with MLflow's SDK, kept running: importing it takes seconds.
 struct Sdk {
     process: Child,
@@ -190,19 +193,16 @@ async fn pass(
         Some(Deed::After(deed)) => after = Some(deed),
         None => {}
     }
-    let response = match ca {
-        Some(ca) => {
-            let stream = server::connect(upstream, &ca).await?;
-            let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            sender.send_request(request).await?
-        }
-        None => {
-            let stream = TcpStream::connect(upstream).await?;
-            let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            sender.send_request(request).await?
-        }
+    let response = if let Some(ca) = ca {
+        let stream = server::connect(upstream, &ca).await?;
+        let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        sender.send_request(request).await?
+    } else {
+        let stream = TcpStream::connect(upstream).await?;
+        let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        sender.send_request(request).await?
     };
     if let Some(after) = after {
         after();
@@ -244,8 +244,6 @@ impl Scene {
         }
         let proxy = Proxy::start(there.mlflow.address, None);
         let cluster = Cluster::shared();
-        // A namespace that is on its way out takes nothing new.
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("serving-{test}-{}-{}", NEXT.fetch_add(1, Ordering::SeqCst), std::process::id());
         let folder = support::folder(&format!("serving-{test}"));
         let scene = Self {
@@ -422,7 +420,7 @@ impl Scene {
         server.wait_for_line("the webhook", |line| line["message"] == "MLflow has our webhook");
         let version = self.version("probe", "s3://bucket/mlflow/probe");
         let handled = || server.metric("tenancy_fixer_serving_deliveries_total{result=\"handled\"}");
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while handled() == 0 {
             assert!(Instant::now() < deadline, "no delivery comes");
             self.tag("probe", &version, "probe", "probe");
@@ -726,18 +724,24 @@ fn nothing_that_mlflow_fails_to_say_removes_anything() {
         (
             "an error behind the first page",
             Box::new(move |asked| {
-                is_search(asked).then(|| match asked.target.contains("page_token") {
-                    false => Deed::Status(200, json!({"model_versions": [], "next_page_token": "abc"})),
-                    true => Deed::Status(503, json!({})),
+                is_search(asked).then(|| {
+                    if asked.target.contains("page_token") {
+                        Deed::Status(503, json!({}))
+                    } else {
+                        Deed::Status(200, json!({"model_versions": [], "next_page_token": "abc"}))
+                    }
                 })
             }),
         ),
         (
             "an empty page in the middle",
             Box::new(move |asked| {
-                is_search(asked).then(|| match asked.target.contains("page_token") {
-                    false => Deed::Status(200, json!({"model_versions": [], "next_page_token": "abc"})),
-                    true => Deed::Status(200, json!({})),
+                is_search(asked).then(|| {
+                    if asked.target.contains("page_token") {
+                        Deed::Status(200, json!({}))
+                    } else {
+                        Deed::Status(200, json!({"model_versions": [], "next_page_token": "abc"}))
+                    }
                 })
             }),
         ),
@@ -833,7 +837,7 @@ fn two_replicas_have_one_webhook_and_either_takes_deliveries() {
 
     // The one that writes is killed; the other one takes over, and the webhook stays the one.
     first.signal("KILL");
-    second.wait_long_for_line("the lease", Duration::from_secs(60), |line| line["message"] == LEADS);
+    second.wait_long_for_line("the lease", Duration::from_mins(1), |line| line["message"] == LEADS);
     assert_eq!(scene.sdk("[w.url for w in client.list_webhooks()]"), json!([url]));
     scene.version("handed", "s3://bucket/mlflow/x");
     scene.tag("handed", "2", "deploy", "true");
@@ -951,6 +955,7 @@ fn a_tenant_reaches_nobody_else() {
     // A namespace that no longer wants it gets rid of it.
     scene.cluster.kubectl(&["label", "namespace", &open, "kubeflow-extension/serving-"]);
     scene.wait_for_tag("plain", "1", "deploy.status", Some("Refused"));
+    wait_for("its end", || scene.all(&open) == ["taken-v1"]);
 }
 
 #[test]
@@ -1043,7 +1048,7 @@ fn whenever_it_is_killed_the_next_one_brings_it_to_its_end() {
             scene.tag("often", &version, "deploy", value);
             let mut passes = None;
             let deadline = Instant::now() + Duration::from_secs(30);
-            let died = loop {
+            let is_dead = loop {
                 if server.process.try_wait().unwrap().is_some() {
                     break true;
                 }
@@ -1066,7 +1071,7 @@ fn whenever_it_is_killed_the_next_one_brings_it_to_its_end() {
             };
             api.straight();
             scene.proxy.straight();
-            if !died {
+            if !is_dead {
                 break;
             }
             killed += 1;
@@ -1260,8 +1265,8 @@ fn thousands_of_versions_cost_pages_and_no_writes() {
     let passes = server.metric("tenancy_fixer_serving_passes_total{result=\"success\"}");
     Scene::wait_for_a_pass(&server);
     Scene::wait_for_a_pass(&server);
-    let passed = server.metric("tenancy_fixer_serving_passes_total{result=\"success\"}") - passes;
-    let per_pass = (scene.proxy.seen() - seen) as u64 / passed.max(1);
+    let listings = server.metric("tenancy_fixer_serving_passes_total{result=\"success\"}") - passes;
+    let per_pass = (scene.proxy.seen() - seen) as u64 / listings.max(1);
     eprintln!("then {per_pass} requests a pass, {} KiB", server.memory("VmRSS"));
     assert_eq!(writes(&server), writes_before);
     assert!(per_pass <= count as u64 / 100 + 2, "{per_pass}");
