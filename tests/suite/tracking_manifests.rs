@@ -1,6 +1,7 @@
 //! The manifests of k8s-resources/mlflow: accepted by a real API server, hardened, and without a secret in them.
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
@@ -24,7 +25,10 @@ fn kustomizations() -> Vec<(String, Vec<Value>)> {
 
 /// The base with components.
 fn with(components: &[&str]) -> Vec<Value> {
-    let folder = support::folder(&format!("tracking-manifests-{}", components.join("-")));
+    // Several tests render the same ones at a time.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let folder = support::folder(&format!("tracking-manifests-{}-{number}", components.join("-")));
     let paths: Vec<String> =
         components.iter().map(|name| format!("../../../k8s-resources/mlflow/components/{name}")).collect();
     let text = json!({"resources": ["../../../k8s-resources/mlflow/base"], "components": paths});
