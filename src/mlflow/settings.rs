@@ -22,7 +22,7 @@ const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccou
 #[command(next_help_heading = "MLflow")]
 #[group(skip)]
 pub struct Settings {
-    /// MLflow's tracking server: http or https, its host, and port and prefix where it has them
+    /// MLflow's tracking server, as `http(s)://HOST[:PORT][/PREFIX]`
     #[arg(long, env = "TENANCY_FIXER_MLFLOW_TRACKING_URI", value_name = "URI", value_parser = tracking_uri)]
     pub mlflow_tracking_uri: Option<Uri>,
 
