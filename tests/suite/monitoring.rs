@@ -70,6 +70,7 @@ fn registered() -> BTreeSet<String> {
         "certs/metrics.rs",
         "images/metrics.rs",
         "server/metrics.rs",
+        "serving/metrics.rs",
         "tenancy/metrics.rs",
     ];
     for source in sources {
