@@ -15,7 +15,7 @@ fn start(test: &str, flags: &[&str]) -> Server {
 #[test]
 fn readiness_names_its_parts_and_liveness_has_none() {
     let server = start("operations-ready", &["--drain-quiet", "60s"]);
-    assert_eq!(server::get(&server, "/readyz"), (200, "ok\n".to_owned()));
+    wait_for("the server to be ready", || server::get(&server, "/readyz") == (200, "ok\n".to_owned()));
     let (status, parts) = server::get(&server, "/readyz?verbose");
     assert_eq!(status, 200);
     assert!(parts.contains("[+]server ok\n"), "{parts}");
