@@ -119,7 +119,7 @@ fn probes_answer_and_readiness_ends_with_sigterm() {
     let certificate = Certificate::make(&support::folder("serve-probes"));
     let mut server = Server::start(&certificate, &[]);
     assert_eq!(server::get(&server, "/livez"), (200, "ok\n".to_owned()));
-    assert_eq!(server::get(&server, "/readyz"), (200, "ok\n".to_owned()));
+    support::wait_for("the server to be ready", || server::get(&server, "/readyz") == (200, "ok\n".to_owned()));
     assert_eq!(server::get(&server, "/nothing").0, 404);
     server.terminate();
     server.wait_for_line("stopping", |line| line["message"] == "stopping");
