@@ -54,6 +54,7 @@ impl Container {
         let list = |field: &str| container[field].as_array().cloned().unwrap_or_default();
         let mut words: Vec<String> =
             list("command").iter().chain(&list("args")).map(|word| word.as_str().unwrap().to_owned()).collect();
+        let mut places = Vec::new();
         for mount in list("volumeMounts") {
             let (path, volume) = (mount["mountPath"].as_str().unwrap(), mount["name"].as_str().unwrap());
             let place = folder.join(volume).join(mount["subPath"].as_str().unwrap_or_default());
@@ -64,10 +65,16 @@ impl Container {
                     std::fs::write(place.join(file), text).unwrap();
                 }
             }
-            for word in words.iter_mut().chain(environment.values_mut()) {
-                if let Some(rest) = word.strip_prefix(path).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
-                    *word = format!("{}{rest}", place.display());
-                }
+            places.push((path.to_owned(), place.display().to_string()));
+        }
+        for word in words.iter_mut().chain(environment.values_mut()) {
+            // Once: a checkout may itself be below what a pod mounts, such as /tmp.
+            let moved = places.iter().find_map(|(path, place)| {
+                let rest = word.strip_prefix(path.as_str())?;
+                (rest.is_empty() || rest.starts_with('/')).then(|| format!("{place}{rest}"))
+            });
+            if let Some(moved) = moved {
+                *word = moved;
             }
         }
         Self { words, environment, folder: folder.to_owned() }
