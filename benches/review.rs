@@ -19,6 +19,8 @@ mod compare;
 mod contestant;
 #[path = "review/end_to_end.rs"]
 mod end_to_end;
+#[path = "shared/machine.rs"]
+mod machine;
 #[path = "review/report.rs"]
 mod report;
 #[path = "review/rounds.rs"]
@@ -82,24 +84,18 @@ fn main() -> anyhow::Result<()> {
     if let [base, new] = &*settings.compare {
         return compare::run(base, new);
     }
-    let load_average_before = load_average();
+    let load_average_before = machine::load_average();
     let mut rows = rounds::run(settings.rounds, settings.length)?;
     if !settings.without_api_server {
         rows.extend(end_to_end::run(settings.rounds)?);
     }
-    let report = Report { load_average_before, load_average_after: load_average(), rows };
+    let report = Report { load_average_before, load_average_after: machine::load_average(), rows };
     print!("{report}");
     if let Some(file) = &settings.json {
         let text = serde_json::to_string_pretty(&report).context("writing JSON")?;
         std::fs::write(file, text + "\n").with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(())
-}
-
-/// Of one, five and fifteen minutes.
-fn load_average() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
 /// Where certificates and the control plane are.

@@ -11,6 +11,8 @@
 mod audit;
 #[path = "tenancy/bare.rs"]
 mod bare;
+#[path = "shared/machine.rs"]
+mod machine;
 #[path = "tenancy/plane.rs"]
 mod plane;
 #[path = "tenancy/process.rs"]
@@ -87,7 +89,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(settings: &Settings) -> anyhow::Result<()> {
-    let load_average_before = process::load_average();
+    let load_average_before = machine::load_average();
     let mut coming = Vec::new();
     if let Some(count) = settings.namespaces.first() {
         coming.push(rounds::coming(Who::BareLoop, *count, 0).await.context("the bare loop")?);
@@ -100,7 +102,7 @@ async fn measure(settings: &Settings) -> anyhow::Result<()> {
     for _ in 0..settings.rounds {
         pairs.extend(rounds::pairs(settings.pair_namespaces).await.context("the ratio")?);
     }
-    let report = Report { load_average_before, load_average_after: process::load_average(), coming, pairs };
+    let report = Report { load_average_before, load_average_after: machine::load_average(), coming, pairs };
     print!("{report}");
     if let Some(file) = &settings.json {
         let text = serde_json::to_string_pretty(&report).context("writing JSON")?;

@@ -25,6 +25,7 @@
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`share`] | how something of which there is only so much is shared |
 //! | [`telemetry`] | logs, and the last words of a process |
+//! | [`trust`] | whom clients of ours trust |
 //! | [`yaml`] | YAML as kubectl reads it |
 //!
 //! A request goes `server` → [`admission::service`] → [`reviewer`] → [`mutate::decide`] or [`gate::Gate::review`] and back. `admission`, `server`, `certs`,
@@ -52,4 +53,5 @@ pub mod settings;
 pub mod share;
 pub mod telemetry;
 pub mod tenancy;
+pub mod trust;
 pub mod yaml;

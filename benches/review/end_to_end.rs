@@ -17,6 +17,7 @@ use tenancy_fixer::yaml;
 use tokio::time::sleep;
 
 use crate::contestant::{Certificate, Contestant, Who};
+use crate::machine::quantile;
 use crate::report::Row;
 use crate::spread::Spread;
 
@@ -52,6 +53,7 @@ async fn measure(
     Api::all(client.clone()).create(&PostParams::default(), &configuration).await?;
     wait_until_called(client).await?;
 
+    let of = |values: &mut [f64], percent| quantile(values, percent).context("nothing was measured");
     let (mut with, mut without, mut added) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let (mut in_tenant, mut beside) = (Vec::new(), Vec::new());
@@ -59,7 +61,7 @@ async fn measure(
             in_tenant.push(create(client, "tenant", &notebook(true), true).await?);
             beside.push(create(client, "nobody", &notebook(true), false).await?);
         }
-        added.push(quantile(&mut in_tenant, 50)? - quantile(&mut beside, 50)?);
+        added.push(of(&mut in_tenant, 50)? - of(&mut beside, 50)?);
         with.extend(in_tenant);
         without.extend(beside);
     }
@@ -72,11 +74,11 @@ async fn measure(
     let added =
         Row { ours: Spread::of(added.into_iter()), ..Row::plain("pod create, added by our webhook, p50", "ms", 0.0) };
     Ok(vec![
-        Row::plain("pod create with our webhook, p50", "ms", quantile(&mut with, 50)?),
-        Row::plain("pod create without, p50", "ms", quantile(&mut without, 50)?),
+        Row::plain("pod create with our webhook, p50", "ms", of(&mut with, 50)?),
+        Row::plain("pod create without, p50", "ms", of(&mut without, 50)?),
         added.under(WAIT_MS),
-        Row::plain("pod create with our webhook, p99", "ms", quantile(&mut with, 99)?),
-        Row::plain("pod create without, p99", "ms", quantile(&mut without, 99)?),
+        Row::plain("pod create with our webhook, p99", "ms", of(&mut with, 99)?),
+        Row::plain("pod create without, p99", "ms", of(&mut without, 99)?),
         Row::plain("calls for 200 pods that are none of our business", "", others).under(1.0),
     ])
 }
@@ -149,12 +151,6 @@ async fn calls(client: &Client) -> anyhow::Result<f64> {
 
 fn http_get(path: &str) -> anyhow::Result<hyper::Request<Vec<u8>>> {
     Ok(hyper::Request::get(path).body(Vec::new())?)
-}
-
-fn quantile(values: &mut [f64], percent: usize) -> anyhow::Result<f64> {
-    values.sort_by(f64::total_cmp);
-    let rank = (values.len() * percent).div_ceil(100).max(1);
-    values.get(rank - 1).copied().context("nothing was measured")
 }
 
 /// A control plane of this benchmark's own; dropping it takes it down.

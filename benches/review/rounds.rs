@@ -10,6 +10,7 @@ use crate::bare::Role;
 use crate::bodies::{self, Body};
 use crate::client;
 use crate::contestant::{Certificate, Contestant, Who};
+use crate::machine::quantile;
 use crate::report::Row;
 use crate::spread::Spread;
 
@@ -181,9 +182,7 @@ async fn latency(
     let fair = fair(servers, body).await?;
     let measured = alternating(&fair, rounds, async |server| {
         let mut times = client::fixed(&server.target, &request, 16, rate, length * 2).await?;
-        times.sort_by(f64::total_cmp);
-        let rank = (times.len() * 99).div_ceil(100).max(1);
-        Ok(times.get(rank - 1).context("nothing was answered")? * 1e6)
+        Ok(quantile(&mut times, 99).context("nothing was answered")? * 1e6)
     })
     .await?;
     Ok(Row::compared(&format!("p99 at {rate:.0} reviews a second, 16 connections"), "µs", &measured))

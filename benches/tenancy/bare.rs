@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser as _;
 use futures::stream::{self, StreamExt as _};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams};
 use kube::{Api, Client, Config};
 use serde::{Deserialize, Serialize};
 use tenancy_fixer::cluster::identity::Identity;
@@ -77,13 +77,7 @@ async fn apply(client: &Client, settings: &tenancy::Settings, line: String) -> a
 
 fn resource(kind: ChildKind) -> ApiResource {
     let (group, version) = kind.api();
-    ApiResource {
-        group: group.to_owned(),
-        version: version.to_owned(),
-        api_version: format!("{group}/{version}"),
-        kind: kind.kind().to_owned(),
-        plural: kind.plural().to_owned(),
-    }
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.kind()), kind.plural())
 }
 
 /// A running one; dropping it ends it.

@@ -45,12 +45,6 @@ pub(crate) fn cpu_seconds(process: u32) -> anyhow::Result<f64> {
     Ok(ticks.sum::<anyhow::Result<f64>>()? / TICKS)
 }
 
-/// Of one, five and fifteen minutes.
-pub(crate) fn load_average() -> String {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
-}
-
 /// Sends SIGTERM.
 fn terminate(process: &Child) {
     // One that has ended already is what we want.

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use crate::audit::Request;
 use crate::bare::{BareLoop, Tenant};
+use crate::machine;
 use crate::plane::Plane;
 use crate::process::{Server, Used};
 
@@ -314,11 +315,7 @@ impl<'r> Written<'r> {
         let of_them = self.last.iter().filter(|(name, _)| of(name));
         let mut seconds: Vec<f64> =
             of_them.filter_map(|(name, last)| Some(between(created.get(name)?.1, *last))).collect();
-        seconds.sort_by(f64::total_cmp);
-        let quantile = |percent: usize| {
-            let rank = (seconds.len() * percent).div_ceil(100).max(1);
-            seconds.get(rank - 1).copied().context("nobody is done")
-        };
+        let mut quantile = |percent| machine::quantile(&mut seconds, percent).context("nobody is done");
         Ok(Latency { p50: quantile(50)?, p99: quantile(99)?, longest: quantile(100)? })
     }
 }

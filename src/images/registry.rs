@@ -5,7 +5,6 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt as _, Empty};
@@ -18,9 +17,6 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpInfo;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -32,6 +28,7 @@ use super::manifest::{self, ImageConfig, Layer, Platform, Step};
 use super::secrets::Login;
 use super::why::{Reason, WhyUnknown};
 use super::{Digest, Metrics, Reference, Settings};
+use crate::trust;
 
 /// Largest manifest, index or configuration. Those of the largest images have a tenth of it.
 const LARGEST_DOCUMENT: usize = 1 << 20;
@@ -158,7 +155,7 @@ impl Opened<'_> {
 
 impl Registries {
     pub(super) fn new(settings: &Settings, metrics: Metrics) -> anyhow::Result<Self> {
-        let tls = Arc::new(tls(settings)?);
+        let tls = Arc::new(trust::public_and(settings.registry_ca_file.as_deref(), "--registry-ca-file")?);
         let client = |networks: &[Network]| {
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
@@ -469,22 +466,6 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
     // Debug does not print it.
     value.set_sensitive(true);
     Some(value)
-}
-
-/// Trusts the authorities of the public internet, and those of the settings.
-fn tls(settings: &Settings) -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(file) = &settings.registry_ca_file {
-        let read = || format!("reading {} (--registry-ca-file)", file.display());
-        let before = roots.len();
-        for certificate in CertificateDer::pem_file_iter(file).with_context(read)? {
-            roots.add(certificate.with_context(read)?).with_context(read)?;
-        }
-        ensure!(roots.len() > before, "{} (--registry-ca-file) has no certificates", file.display());
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Scheme, host and port: who a login is meant for.

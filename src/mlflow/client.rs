@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
@@ -12,9 +12,6 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
@@ -23,6 +20,7 @@ use tracing::debug;
 use super::error::shortened;
 use super::settings::Credentials;
 use super::{Error, Settings};
+use crate::trust;
 
 /// Largest answer. A page of a hundred model versions has a tenth of it.
 const LARGEST_ANSWER: usize = 8 << 20;
@@ -73,6 +71,7 @@ impl Client {
         let credentials = settings.credentials()?;
         // At once, so that a mistake is known at the start.
         credentials.header()?;
+        let tls = trust::public_and(settings.mlflow_ca_file.as_deref(), "--mlflow-ca-file")?;
         let mut tcp = HttpConnector::new();
         // TLS comes on top.
         tcp.enforce_http(false);
@@ -82,7 +81,7 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .build(HttpsConnector::from((tcp, Arc::new(tls(settings)?))));
+            .build(HttpsConnector::from((tcp, Arc::new(tls))));
         let base = uri.to_string().trim_end_matches('/').to_owned();
         let (patience, retries) = (settings.mlflow_timeout, settings.mlflow_retries);
         Ok(Self { shared: Arc::new(Shared { http, base, credentials, patience, retries }), workspace: None })
@@ -191,19 +190,4 @@ impl Client {
         }
         Error::Unreachable(format!("{}: {cause}", self.shared.base))
     }
-}
-
-fn tls(settings: &Settings) -> anyhow::Result<ClientConfig> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    if let Some(file) = &settings.mlflow_ca_file {
-        let read = || format!("reading {} (--mlflow-ca-file)", file.display());
-        let before = roots.len();
-        for certificate in CertificateDer::pem_file_iter(file).with_context(read)? {
-            roots.add(certificate.with_context(read)?).with_context(read)?;
-        }
-        ensure!(roots.len() > before, "{} (--mlflow-ca-file) has no certificates", file.display());
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
@@ -37,13 +37,8 @@ pub(super) struct Synced {
 
 /// The kind that we write.
 pub(super) fn inference_services() -> ApiResource {
-    ApiResource {
-        group: "serving.kserve.io".to_owned(),
-        version: "v1beta1".to_owned(),
-        api_version: "serving.kserve.io/v1beta1".to_owned(),
-        kind: names::INFERENCE_SERVICE.to_owned(),
-        plural: "inferenceservices".to_owned(),
-    }
+    let kind = GroupVersionKind::gvk("serving.kserve.io", "v1beta1", names::INFERENCE_SERVICE);
+    ApiResource::from_gvk_with_plural(&kind, "inferenceservices")
 }
 
 /// Those that one installation may see: all, or those of its one namespace.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::stream::{BoxStream, SelectAll, Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ApiResource, DynamicObject, PartialObjectMeta};
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -121,27 +121,17 @@ pub(super) async fn discover(client: &Client) -> kube::Result<Served> {
 /// The resource of a child's kind.
 pub(super) fn resource(kind: ChildKind) -> ApiResource {
     let (group, version) = kind.api();
-    api_resource(group, version, kind.kind(), kind.plural())
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.kind()), kind.plural())
 }
 
 /// The resource of Profiles.
 pub(super) fn profiles() -> ApiResource {
-    api_resource(names::KUBEFLOW_GROUP, "v1", names::PROFILE, "profiles")
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(names::KUBEFLOW_GROUP, "v1", names::PROFILE), "profiles")
 }
 
 /// The resource of Notebooks.
 fn notebooks() -> ApiResource {
-    api_resource(names::KUBEFLOW_GROUP, "v1", names::NOTEBOOK, "notebooks")
-}
-
-fn api_resource(group: &str, version: &str, kind: &str, plural: &str) -> ApiResource {
-    ApiResource {
-        group: group.to_owned(),
-        version: version.to_owned(),
-        api_version: format!("{group}/{version}"),
-        kind: kind.to_owned(),
-        plural: plural.to_owned(),
-    }
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(names::KUBEFLOW_GROUP, "v1", names::NOTEBOOK), "notebooks")
 }
 
 /// One step of one watch.
