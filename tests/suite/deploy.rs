@@ -323,6 +323,37 @@ fn the_roles_have_no_wildcards_and_nothing_that_grants_more() {
     }
 }
 
+/// kustomize renames what it takes for a reference to something that it has given another name, in roles too.
+#[test]
+fn the_rendered_roles_are_those_that_are_written() {
+    let mut compared = 0;
+    for folder in ["base", "overlays/other-namespace", "serving/base", "serving/target", "serving/tenants"] {
+        let from = if folder.starts_with("overlays") { "base" } else { folder };
+        let rendered = installation(folder);
+        let mut written = Vec::new();
+        for file in fs::read_dir(support::root().join("k8s-resources").join(from)).unwrap() {
+            let path = file.unwrap().path();
+            let is_object = path.extension().is_some_and(|end| end == "yaml") && !path.ends_with("kustomization.yaml");
+            if is_object {
+                let text = fs::read_to_string(&path).unwrap();
+                written.extend(yaml::documents::<Value>(&path.display().to_string(), &text).unwrap());
+            }
+        }
+        for role in written.iter().map(|document| &document.content).filter(|object| object.get("rules").is_some()) {
+            let is_it = |object: &&Value| {
+                object["kind"] == role["kind"] && object["metadata"]["name"] == role["metadata"]["name"] && {
+                    let namespaces = [&object["metadata"]["namespace"], &role["metadata"]["namespace"]];
+                    (namespaces[0] == "kubeflow") == (namespaces[1] == "kubeflow")
+                }
+            };
+            let found = rendered.iter().find(is_it).unwrap_or_else(|| panic!("{folder}: {}", role["metadata"]));
+            assert_eq!(found["rules"], role["rules"], "{folder}: {} {}", role["kind"], role["metadata"]["name"]);
+            compared += 1;
+        }
+    }
+    assert!(compared >= 12, "{compared}");
+}
+
 /// The launcher comes from the image that this pod runs, whatever an overlay has made of its name.
 #[test]
 fn tenants_pods_get_the_launcher_from_our_own_image() {
