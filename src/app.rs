@@ -41,7 +41,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Gate(settings) => return inspect::run(&settings),
         Command::Project(command) => return projects::run(&command),
         Command::Serve(settings) => {
-            telemetry::start(&settings.logs);
+            let _flush = telemetry::start(&settings.logs).context("starting the log")?;
             let termination_log = settings.logs.termination_log.clone();
             let served = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(settings.connections.threads())

@@ -107,12 +107,21 @@ impl Clock {
             if let Poll::Ready(value) = work.as_mut().poll(context) {
                 return Poll::Ready(Ok(value));
             }
-            // The work may have entered another phase.
-            let (phase, due) = *self.now();
-            if alarm.deadline() != due {
+            // The work may have entered another phase. An alarm that is too early is left as it is, and set again when it
+            // goes off: setting it costs more than the rest of this, and each request has three phases.
+            loop {
+                let (phase, due) = *self.now();
+                if alarm.deadline() > due {
+                    alarm.as_mut().reset(due);
+                }
+                if alarm.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                if alarm.deadline() >= due {
+                    return Poll::Ready(Err(phase.rejection()));
+                }
                 alarm.as_mut().reset(due);
             }
-            alarm.as_mut().poll(context).map(|()| Err(phase.rejection()))
         })
         .await
     }

@@ -1,12 +1,19 @@
 //! Logs, and the last words of a process.
 
+mod json;
+mod lines;
+
 use std::fs::OpenOptions;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
+
+use self::json::Json;
+pub use self::lines::Flush;
+use self::lines::Lines;
 
 /// How we log.
 #[derive(Args, Clone, Debug)]
@@ -35,17 +42,20 @@ pub enum LogFormat {
     Text,
 }
 
-/// Starts logging on standard output.
-pub fn start(settings: &Settings) {
-    let lines = tracing_subscriber::fmt().with_max_level(settings.log_level).with_target(false);
+/// Starts logging on standard output, until what it returns is dropped.
+///
+/// # Errors
+/// Where there can be no more threads.
+pub fn start(settings: &Settings) -> io::Result<Flush> {
+    let (out, flush) = Lines::start(io::stdout())?;
+    let lines = tracing_subscriber::fmt().with_max_level(settings.log_level).with_target(false).with_writer(out);
     let subscriber = match settings.log_format {
-        LogFormat::Json => {
-            Dispatch::new(lines.json().flatten_event(true).with_current_span(false).with_span_list(false).finish())
-        }
-        LogFormat::Text => Dispatch::new(lines.with_ansi(std::io::stdout().is_terminal()).finish()),
+        LogFormat::Json => Dispatch::new(lines.event_format(Json).finish()),
+        LogFormat::Text => Dispatch::new(lines.with_ansi(io::stdout().is_terminal()).finish()),
     };
     // A second start in one process (tests) keeps the first one's form.
     let _ = tracing::dispatcher::set_global_default(subscriber);
+    Ok(flush)
 }
 
 /// Writes a fatal error where the kubelet looks for it.
