@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// File name of the binary, in our image and in the volume that it copies itself to.
@@ -164,9 +165,12 @@ pub struct Contract {
     pub restart_policy: RestartPolicy,
 }
 
+/// Read once: reading its addresses takes longer than a pod's own contract.
+static DEFAULT: LazyLock<Contract> = LazyLock::new(|| Contract::read(|_| None).0);
+
 impl Default for Contract {
     fn default() -> Self {
-        Self::read(|_| None).0
+        DEFAULT.clone()
     }
 }
 
@@ -218,26 +222,32 @@ impl Contract {
     /// The variables that say this, without those whose default already does: what goes into a container's `env`.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let default = &*DEFAULT;
         let names = |names: &[String]| OsString::from(names.join(","));
         let urls = |urls: &[Url]| OsString::from(urls.iter().map(Url::to_string).collect::<Vec<_>>().join(","));
-        let said = |contract: &Self| {
-            [
-                (DISABLE, contract.disabled.to_string().into()),
-                (READY_URL, urls(contract.ready.as_slice())),
-                (READY_TIMEOUT, duration_text(contract.ready_timeout).into()),
-                (START_AFTER, names(contract.start_after.as_slice())),
-                (START_AFTER_TIMEOUT, duration_text(contract.start_after_timeout).into()),
-                (START_AFTER_DELAY, duration_text(contract.start_after_delay).into()),
-                (TIMEOUT_ACTION, contract.at_limit.name().into()),
-                (QUIT_URL, urls(&contract.quit)),
-                (MARKERS, contract.markers.clone().unwrap_or_default().into_os_string()),
-                (CONTAINER, names(contract.container.as_slice())),
-                (CONTAINERS, names(&contract.containers)),
-                (RESTART_POLICY, contract.restart_policy.name().into()),
-            ]
+        let mut said = Vec::new();
+        let mut say = |variable: Variable, is_default: bool, value: &dyn Fn() -> OsString| {
+            if !is_default {
+                said.push((variable.name, value()));
+            }
         };
-        let pairs = said(self).into_iter().zip(said(&Self::default()));
-        pairs.filter(|(own, default)| own.1 != default.1).map(|((variable, value), _)| (variable.name, value)).collect()
+        say(DISABLE, self.disabled == default.disabled, &|| self.disabled.to_string().into());
+        say(READY_URL, self.ready == default.ready, &|| urls(self.ready.as_slice()));
+        say(READY_TIMEOUT, self.ready_timeout == default.ready_timeout, &|| duration_text(self.ready_timeout).into());
+        say(START_AFTER, self.start_after == default.start_after, &|| names(self.start_after.as_slice()));
+        say(START_AFTER_TIMEOUT, self.start_after_timeout == default.start_after_timeout, &|| {
+            duration_text(self.start_after_timeout).into()
+        });
+        say(START_AFTER_DELAY, self.start_after_delay == default.start_after_delay, &|| {
+            duration_text(self.start_after_delay).into()
+        });
+        say(TIMEOUT_ACTION, self.at_limit == default.at_limit, &|| self.at_limit.name().into());
+        say(QUIT_URL, self.quit == default.quit, &|| urls(&self.quit));
+        say(MARKERS, self.markers == default.markers, &|| self.markers.clone().unwrap_or_default().into_os_string());
+        say(CONTAINER, self.container == default.container, &|| names(self.container.as_slice()));
+        say(CONTAINERS, self.containers == default.containers, &|| names(&self.containers));
+        say(RESTART_POLICY, self.restart_policy == default.restart_policy, &|| self.restart_policy.name().into());
+        said
     }
 
     /// The other containers that have to finish before the proxy may go.

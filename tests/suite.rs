@@ -35,6 +35,8 @@ mod gate_bills;
 mod gate_command;
 #[path = "suite/gate_server.rs"]
 mod gate_server;
+#[path = "suite/hostile.rs"]
+mod hostile;
 #[path = "suite/images.rs"]
 mod images;
 #[path = "suite/job_end.rs"]

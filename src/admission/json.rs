@@ -15,11 +15,19 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Se
 /// so that 50,000 of them are the most.
 pub const MOST_TOKENS: usize = 256 * 1024;
 
+/// Bytes that the paths of all objects in a document may have together: a change of many objects below a key of a megabyte would name
+/// that key as often. Of 50,000 variables of a pod they have 3 MiB.
+const MOST_PATHS: usize = 8 * 1024 * 1024;
+/// Of an item's place in a list, in a path.
+const INDEX: usize = 6;
+
 /// A document: its tokens in reading order, the root first.
 pub struct Document<'a> {
     tokens: Vec<Token<'a>>,
     /// Texts in which an escape had to be resolved, one behind another: a block, not hundreds of thousands of them.
     own: String,
+    /// Bytes of the paths of all its objects.
+    paths: usize,
 }
 
 /// One value, or the key before a value. Containers know where they end, so that a reader can step over them.
@@ -74,7 +82,7 @@ impl<'a> Document<'a> {
     /// Reads a body.
     ///
     /// # Errors
-    /// What is not UTF-8, not JSON, or has more than [`MOST_TOKENS`].
+    /// What is not UTF-8, not JSON, has more than [`MOST_TOKENS`], or objects below keys that are too long for so many.
     pub fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
         // All of it at once: serde_json would look at each text anew.
         let text = std::str::from_utf8(body).map_err(|error| {
@@ -155,6 +163,12 @@ impl<'d> Node<'d> {
         matches!(self.token(), Some(Token::Bool(true)))
     }
 
+    /// Whether this is `true` or `false`.
+    #[must_use]
+    pub fn is_boolean(self) -> bool {
+        matches!(self.token(), Some(Token::Bool(_)))
+    }
+
     /// Whether this is an object.
     #[must_use]
     pub fn is_object(self) -> bool {
@@ -196,7 +210,7 @@ impl<'d> Node<'d> {
     /// # Errors
     /// [`Unexpected`] where it is something else.
     pub fn boolean(self, name: &str) -> Result<bool, Unexpected> {
-        let member = self.member(name, "true or false", |node| matches!(node.token(), Some(Token::Bool(_))))?;
+        let member = self.member(name, "true or false", Node::is_boolean)?;
         Ok(member.is_some_and(Node::is_true))
     }
 
@@ -206,6 +220,24 @@ impl<'d> Node<'d> {
     /// [`Unexpected`], unless `right`.
     pub fn expect(self, expected: &'static str, right: bool) -> Result<Node<'d>, Unexpected> {
         if right { Ok(self) } else { Err(Unexpected { path: self.path(), expected, found: self.type_name() }) }
+    }
+
+    /// Says that there is more of something in this node than `expected`.
+    #[must_use]
+    pub fn has_more(self, expected: &'static str) -> Unexpected {
+        Unexpected { path: self.path(), expected, found: "more" }
+    }
+
+    /// This node, which has to be `right` unless it is `null`, which is `None`.
+    ///
+    /// # Errors
+    /// [`Unexpected`] where it is something else, and not `right`.
+    pub fn optional(
+        self,
+        expected: &'static str,
+        right: impl Fn(Node<'d>) -> bool,
+    ) -> Result<Option<Node<'d>>, Unexpected> {
+        if self.is_null() { Ok(None) } else { self.expect(expected, right(self)).map(Some) }
     }
 
     fn member(
@@ -221,7 +253,9 @@ impl<'d> Node<'d> {
         self.document.tokens.get(self.at)
     }
 
-    fn is_null(self) -> bool {
+    /// Whether this is `null`, which stands for nothing.
+    #[must_use]
+    pub fn is_null(self) -> bool {
         matches!(self.token(), Some(Token::Null))
     }
 
@@ -290,8 +324,8 @@ impl<'d> Iterator for Children<'d> {
 impl<'de> Deserialize<'de> for Document<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // An object of a few kilobytes has a few hundred tokens; larger ones grow.
-        let mut document = Document { tokens: Vec::with_capacity(256), own: String::new() };
-        Builder { document: &mut document }.deserialize(deserializer)?;
+        let mut document = Document { tokens: Vec::with_capacity(256), own: String::new(), paths: 0 };
+        Builder { document: &mut document, path: 0 }.deserialize(deserializer)?;
         Ok(document)
     }
 }
@@ -299,6 +333,8 @@ impl<'de> Deserialize<'de> for Document<'de> {
 /// Writes one value, with all in it, behind the tokens so far.
 struct Builder<'b, 'a> {
     document: &'b mut Document<'a>,
+    /// Bytes of the path to it.
+    path: usize,
 }
 
 impl<'a> Builder<'_, 'a> {
@@ -373,7 +409,8 @@ impl<'de> Visitor<'de> for Builder<'_, 'de> {
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
         let opened = self.document.tokens.len();
         self.push(Token::List { end: 0 })?;
-        while items.next_element_seed(Builder { document: self.document })?.is_some() {}
+        let path = self.path + INDEX;
+        while items.next_element_seed(Builder { document: self.document, path })?.is_some() {}
         self.close(opened, |end| Token::List { end });
         Ok(())
     }
@@ -381,13 +418,18 @@ impl<'de> Visitor<'de> for Builder<'_, 'de> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
         let opened = self.document.tokens.len();
         self.push(Token::Object { end: 0 })?;
+        self.document.paths += self.path;
+        if self.document.paths > MOST_PATHS {
+            return Err(A::Error::custom("its keys are too long for so many objects below them"));
+        }
         while let Some(Text(key)) = members.next_key()? {
+            let path = self.path + 1 + key.len();
             let key = match key {
                 Cow::Borrowed(key) => Token::Key(key),
                 Cow::Owned(key) => Token::OwnKey(self.keep(&key)?),
             };
             self.push(key)?;
-            members.next_value_seed(Builder { document: self.document })?;
+            members.next_value_seed(Builder { document: self.document, path })?;
         }
         self.close(opened, |end| Token::Object { end });
         Ok(())
@@ -453,6 +495,16 @@ mod tests {
     #[test]
     fn the_last_of_two_members_counts() {
         assert_eq!(document(r#"{"a":"first","a":"last"}"#).root().get("a").unwrap().text(), Some("last"));
+    }
+
+    #[test]
+    fn many_objects_below_a_long_key_are_refused() {
+        let objects = |key: usize, count: usize| {
+            let text = format!(r#"{{"{}":[{}]}}"#, "k".repeat(key), vec!["{}"; count].join(","));
+            Document::read(text.as_bytes()).err().map(|error| error.to_string())
+        };
+        assert_eq!(objects(300, 20_000), None);
+        assert!(objects(1_000_000, 20_000).unwrap().starts_with("its keys are too long"));
     }
 
     #[test]

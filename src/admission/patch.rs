@@ -1,6 +1,7 @@
 //! JSON Patch (RFC 6902), written operation by operation: what is meant, parents included, and nothing else.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Serialize;
@@ -8,11 +9,17 @@ use serde_json::{Map, Value};
 
 use super::json::Node;
 
+/// So many operations are looked through; of more, the paths are known. A hostile object has tens of thousands.
+const FEW: usize = 64;
+
 /// The operations that make one object right, in order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Patch {
     operations: Vec<Operation>,
+    /// All paths, once there are more than a [`FEW`].
+    #[serde(skip)]
+    paths: HashSet<String>,
 }
 
 /// One change at one place.
@@ -41,20 +48,39 @@ impl Patch {
 
     /// Adds a value at a JSON pointer, or puts it in place of the one that stands there.
     pub fn add(&mut self, path: impl Into<String>, value: impl Into<Value>) {
-        self.operations.push(Operation { op: Verb::Add, path: path.into(), value: Some(value.into()) });
+        self.push(Operation { op: Verb::Add, path: path.into(), value: Some(value.into()) });
     }
 
     /// Puts a value in place of the one that stands at a JSON pointer; the same one twice is one operation.
     pub fn replace(&mut self, path: impl Into<String>, value: impl Into<Value>) {
         let operation = Operation { op: Verb::Replace, path: path.into(), value: Some(value.into()) };
-        if !self.operations.contains(&operation) {
-            self.operations.push(operation);
+        if !(self.is_at(&operation.path) && self.operations.contains(&operation)) {
+            self.push(operation);
         }
     }
 
     /// Takes away what stands at a JSON pointer. Items of a list move up: the last one goes first.
     pub fn remove(&mut self, path: impl Into<String>) {
-        self.operations.push(Operation { op: Verb::Remove, path: path.into(), value: None });
+        self.push(Operation { op: Verb::Remove, path: path.into(), value: None });
+    }
+
+    fn push(&mut self, operation: Operation) {
+        if self.operations.len() == FEW {
+            self.paths = self.operations.iter().map(|operation| operation.path.clone()).collect();
+        }
+        if self.operations.len() >= FEW {
+            self.paths.insert(operation.path.clone());
+        }
+        self.operations.push(operation);
+    }
+
+    /// Whether an operation is about this very place.
+    fn is_at(&self, path: &str) -> bool {
+        if self.paths.is_empty() {
+            self.operations.iter().any(|operation| operation.path == path)
+        } else {
+            self.paths.contains(path)
+        }
     }
 
     /// Makes each entry stand in the map at `path`, which is `existing`; entries that are right stay as they are.
@@ -84,7 +110,7 @@ impl Patch {
 
     /// Adds an item at the end of the list at `path`, and the list with it where there is none, in the object or by now.
     pub fn append(&mut self, path: &str, list_exists: bool, item: Value) {
-        if list_exists || self.operations.iter().any(|operation| operation.path == path) {
+        if list_exists || self.is_at(path) {
             self.add(format!("{path}/-"), item);
         } else {
             self.add(path, vec![item]);
@@ -151,6 +177,22 @@ mod tests {
         let mut patch = Patch::default();
         patch.entries("/labels", None, [("a", "1".to_owned()), ("b", "2".to_owned())]);
         assert_eq!(applied(&patch, &serde_json::json!({})), serde_json::json!({"labels": {"a": "1", "b": "2"}}));
+    }
+
+    #[test]
+    fn many_operations_are_as_few() {
+        let mut patch = Patch::default();
+        for number in 0..2 * FEW {
+            let place = format!("/lists/{number}");
+            patch.append(&place, false, Value::from("first"));
+            patch.append(&place, false, Value::from("second"));
+            patch.replace("/label", "same");
+        }
+        let lists: Map<String, Value> =
+            (0..2 * FEW).map(|number| (number.to_string(), vec!["first", "second"].into())).collect();
+        let object = serde_json::json!({"lists": {}, "label": "other"});
+        assert_eq!(applied(&patch, &object), serde_json::json!({"lists": lists, "label": "same"}));
+        assert_eq!(patch.operations.len(), 4 * FEW + 1);
     }
 
     #[test]

@@ -19,6 +19,7 @@ const KIND: &str = "AdmissionReview";
 const LONGEST_WARNING: usize = 255;
 
 /// What the API server asks.
+#[derive(Default)]
 pub struct Request<'d> {
     /// Names this request; the answer has to carry it.
     pub uid: &'d str,
@@ -66,23 +67,35 @@ impl<'d> Request<'d> {
 
     fn envelope(review: Node<'d>) -> Result<Option<Self>, Unexpected> {
         let Some(request) = review.object("request")? else { return Ok(None) };
-        let Some(uid) = request.string("uid")?.filter(|uid| !uid.is_empty()) else { return Ok(None) };
-        let kind = request.object("kind")?;
-        let of_kind = |name| kind.map_or(Ok(None), |kind| kind.string(name)).map(Option::unwrap_or_default);
-        let user = request.object("userInfo")?.map_or(Ok(None), |user| user.string("username"))?;
-        Ok(Some(Self {
-            uid,
-            group: of_kind("group")?,
-            version: of_kind("version")?,
-            kind: of_kind("kind")?,
-            namespace: request.string("namespace")?.unwrap_or_default(),
-            name: request.string("name")?.unwrap_or_default(),
-            operation: request.string("operation")?.unwrap_or_default(),
-            user: user.unwrap_or_default(),
-            dry_run: request.boolean("dryRun")?,
-            object: request.get("object"),
-            old_object: request.get("oldObject"),
-        }))
+        let mut read = Self::default();
+        // One walk, in which the last of two members counts, instead of one for each name.
+        for (name, value) in request.entries() {
+            let text = || value.optional("a string", |value| value.text().is_some());
+            let text = || text().map(|value| value.and_then(Node::text).unwrap_or_default());
+            match name {
+                "uid" => read.uid = text()?,
+                "kind" => {
+                    let kind = value.optional("an object", Node::is_object)?;
+                    let of_kind = |name| kind.map_or(Ok(None), |kind| kind.string(name)).map(Option::unwrap_or_default);
+                    (read.group, read.version, read.kind) = (of_kind("group")?, of_kind("version")?, of_kind("kind")?);
+                }
+                "namespace" => read.namespace = text()?,
+                "name" => read.name = text()?,
+                "operation" => read.operation = text()?,
+                "userInfo" => {
+                    let user = value.optional("an object", Node::is_object)?;
+                    read.user = user.map_or(Ok(None), |user| user.string("username"))?.unwrap_or_default();
+                }
+                "dryRun" => {
+                    read.dry_run = value.optional("true or false", Node::is_boolean)?.is_some_and(Node::is_true);
+                }
+                // Whatever they are: a decision looks at that.
+                "object" => read.object = Some(value).filter(|value| !value.is_null()),
+                "oldObject" => read.old_object = Some(value).filter(|value| !value.is_null()),
+                _ => {}
+            }
+        }
+        Ok(Some(read).filter(|read| !read.uid.is_empty()))
     }
 
     /// What its answer and the log say of it.

@@ -2,7 +2,7 @@
 //! not ours.
 
 use super::right::{Right, is_granted};
-use super::view::{Metadata, PodSpec, Proxy};
+use super::view::{Metadata, PodSpec, Proxy, items};
 use super::{Settings, Surroundings, Wish, identity, kale, katib, lifecycle, tracking, warn_of_odd_wish};
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::{Outcome, Request};
@@ -54,6 +54,10 @@ fn stranger(metadata: &Metadata<'_>) -> Outcome {
     outcome
 }
 
+/// Containers of a pod that we change: each gets variables and mounts, and is told of all others, so that an empty one (`{}`) would
+/// cost a hundred times what it takes to send it.
+const MOST_CONTAINERS: usize = 100;
+
 fn never_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static str> {
     if metadata.annotation(names::MIRROR_ANNOTATION).is_some() {
         Some("mirror pods cannot be changed")
@@ -61,6 +65,8 @@ fn never_ours(metadata: &Metadata<'_>, spec: &PodSpec<'_>) -> Option<&'static st
         Some("pods in the host's network have no sidecar and no tenant identity")
     } else if metadata.label(names::INFERENCE_SERVICE_LABEL).is_some() {
         Some("KServe looks after its own pods")
+    } else if spec.containers.len() + items(spec.init_containers).count() > MOST_CONTAINERS {
+        Some("more containers than anybody runs in a pod")
     } else {
         None
     }

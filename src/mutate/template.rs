@@ -10,6 +10,10 @@ use crate::admission::patch::{Patch, escape};
 use crate::cluster::kinds::TemplatePath;
 use crate::cluster::names;
 
+/// Templates of one object that we change: the changes of an empty one take thirty times what it takes to send it.
+const MOST: usize = 100;
+const MOST_IN_WORDS: &str = "at most 100 pod templates";
+
 /// A pod template and the JSON pointer to it.
 pub(super) struct Template<'d> {
     pointer: String,
@@ -41,13 +45,20 @@ impl<'d> Template<'d> {
         for path in paths {
             follow(object, prefix.to_owned(), path.steps(), &mut found);
         }
-        found.into_iter().map(|(pointer, node)| Self::read(pointer, node)).collect()
+        Self::all(object, found)
     }
 
     /// The templates of an object of a kind that nobody told us about: whatever is called `template` and has containers.
     pub(super) fn all_by_shape(object: Node<'d>, prefix: &str) -> Result<Vec<Self>, Unexpected> {
         let mut found = Vec::new();
         search(object, &mut prefix.to_owned(), &mut found);
+        Self::all(object, found)
+    }
+
+    fn all(object: Node<'d>, found: Vec<(String, Node<'d>)>) -> Result<Vec<Self>, Unexpected> {
+        if found.len() > MOST {
+            return Err(object.has_more(MOST_IN_WORDS));
+        }
         found.into_iter().map(|(pointer, node)| Self::read(pointer, node)).collect()
     }
 

@@ -1,6 +1,8 @@
 //! Changes of what is stored. Istio goes by a pod's labels as they are now, and controllers by the templates as they are
 //! now: where only the owner acts as the owner, nobody else may add the label later.
 
+use std::collections::HashSet;
+
 use super::right::{Right, is_granted};
 use super::{Settings, Surroundings, trial};
 use crate::admission::json::{Node, Unexpected};
@@ -40,6 +42,7 @@ pub(super) fn decide(
 
 /// Takes the label off wherever it was not before.
 pub(super) fn take_back(grants: &[String], before: &[String], outcome: &mut Outcome) {
+    let before: HashSet<&String> = before.iter().collect();
     let added: Vec<String> = grants.iter().filter(|grant| !before.contains(grant)).cloned().collect();
     withhold(&added, outcome);
 }

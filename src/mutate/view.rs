@@ -18,8 +18,8 @@ impl<'d> Metadata<'d> {
         let metadata = object.object("metadata")?;
         let texts = |name| -> Result<Option<Node<'d>>, Unexpected> {
             let Some(map) = metadata.map_or(Ok(None), |metadata| metadata.object(name))? else { return Ok(None) };
-            for (key, _) in map.entries() {
-                map.string(key)?;
+            for (_, value) in map.entries().filter(|(_, value)| !value.is_null()) {
+                value.expect("a string", value.text().is_some())?;
             }
             Ok(Some(map))
         };

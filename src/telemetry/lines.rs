@@ -181,7 +181,7 @@ mod tests {
             log(&lines, &format!("{number}\n"), number == 99);
         }
         go.send(()).unwrap();
-        let together: String = (0..100).map(|number| format!("{number}\n")).collect();
+        let together = (0..100).fold(String::new(), |lines, number| lines + &number.to_string() + "\n");
         assert_eq!(writes.recv().unwrap(), together.as_bytes());
         log(&lines, "last\n", false);
         go.send(()).unwrap();

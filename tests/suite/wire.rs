@@ -108,7 +108,8 @@ where
     post_in(path, body, &Surroundings::unknown(), settings)
 }
 
-fn post_in<B>(path: &str, body: B, surroundings: &Surroundings<'_>, settings: &Settings) -> (StatusCode, Value)
+/// The status and the body of what a request is answered with.
+pub fn post_in<B>(path: &str, body: B, surroundings: &Surroundings<'_>, settings: &Settings) -> (StatusCode, Value)
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send,
 {

@@ -67,6 +67,9 @@ impl FromStr for Lifecycle {
     }
 }
 
+/// Characters of a container's name (Kubernetes: a DNS label); a pod with a longer one is refused.
+const LONGEST_NAME: usize = 63;
+
 /// Puts the pod's containers into their order, and says in the outcome's reason what was done.
 pub(super) fn arrange(spec: &PodSpec<'_>, surroundings: &Surroundings<'_>, settings: &Settings, outcome: &mut Outcome) {
     outcome.reason = match settings.sidecar_lifecycle {
@@ -74,6 +77,10 @@ pub(super) fn arrange(spec: &PodSpec<'_>, surroundings: &Surroundings<'_>, setti
         Lifecycle::Off => "sidecars are not looked after (--sidecar-lifecycle off)",
         _ if !spec.is_linux => "not a pod for Linux",
         _ if !matches!(spec.restart_policy, Some("Never" | "OnFailure")) => "the pod has no end (restartPolicy Always)",
+        // Each container is told the names of all others.
+        _ if spec.containers.iter().any(|container| container.name.len() > LONGEST_NAME) => {
+            "a container's name is too long"
+        }
         lifecycle => {
             let turns = schedule::turns(spec, settings);
             if turns.is_empty() {
@@ -161,7 +168,9 @@ const OF_THE_POD: [&str; 5] = [
 fn set_environment(turn: &Turn<'_, '_>, outcome: &mut Outcome) {
     let place = format!("/spec/containers/{}/env", turn.index);
     let mut list_exists = turn.container.env.is_some();
-    for (name, value) in variables(turn) {
+    let variables = variables(turn);
+    for (name, value) in &variables {
+        let (name, value) = (*name, value.as_str());
         let found = items(turn.container.env).enumerate().filter(|(_, item)| text(*item, "name") == Some(name)).last();
         let entry = json!({"name": name, "value": value});
         match found {
@@ -169,14 +178,14 @@ fn set_environment(turn: &Turn<'_, '_>, outcome: &mut Outcome) {
                 outcome.patch.append(&place, list_exists, entry);
                 list_exists = true;
             }
-            Some((at, item)) if OF_THE_POD.contains(&name) && text(item, "value") != Some(value.as_str()) => {
+            Some((at, item)) if OF_THE_POD.contains(&name) && text(item, "value") != Some(value) => {
                 outcome.patch.replace(format!("{place}/{at}"), entry);
             }
             Some(_) => {}
         }
     }
     // What we have said when the pod had other containers, before another webhook came.
-    let is_left = |name: &str| OF_THE_POD.contains(&name) && variables(turn).iter().all(|(said, _)| *said != name);
+    let is_left = |name: &str| OF_THE_POD.contains(&name) && variables.iter().all(|(said, _)| *said != name);
     let left = items(turn.container.env).enumerate().filter(|(_, item)| text(*item, "name").is_some_and(is_left));
     for (at, _) in left.collect::<Vec<_>>().into_iter().rev() {
         outcome.patch.remove(format!("{place}/{at}"));

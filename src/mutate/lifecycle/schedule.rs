@@ -29,6 +29,9 @@ pub(super) struct Turn<'s, 'd> {
 /// What holds for a trial as a whole: nobody but Katib can write to its collector, which the training waits for.
 const HANDED_DOWN: [Variable; 4] = [launch::READY_URL, launch::READY_TIMEOUT, launch::TIMEOUT_ACTION, launch::QUIT_URL];
 
+/// Bytes of a value that is handed down: a time or a few addresses. What is longer the launcher does not understand.
+const LONGEST_VALUE: usize = 1024;
+
 /// Whoever needs a prefix, in the order of the pod; nobody where the kubelet does it all.
 pub(super) fn turns<'s, 'd>(spec: &'s PodSpec<'d>, settings: &Settings) -> Vec<Turn<'s, 'd>> {
     let mut members = members::of(spec, settings);
@@ -77,8 +80,9 @@ pub(super) fn turns<'s, 'd>(spec: &'s PodSpec<'d>, settings: &Settings) -> Vec<T
 
 fn handed_down(primary: &Container<'_>) -> Vec<(&'static str, String)> {
     let said = |name| items(primary.env).filter(|item| text(*item, "name") == Some(name)).last();
-    let value = |variable: Variable| Some((variable.name, text(said(variable.name)?, "value")?.to_owned()));
-    HANDED_DOWN.into_iter().filter_map(value).collect()
+    let value = |variable: Variable| text(said(variable.name)?, "value").map(|value| (variable.name, value));
+    let values = HANDED_DOWN.into_iter().filter_map(value);
+    values.filter(|(_, value)| value.len() <= LONGEST_VALUE).map(|(name, value)| (name, value.to_owned())).collect()
 }
 
 fn head_start(collector: &Container<'_>) -> Duration {
