@@ -127,6 +127,8 @@ pub(super) struct Keeper {
     pub(super) unusable: Option<String>,
     pub(super) configurations: BTreeMap<Kind, Option<Configuration>>,
     leaf: Option<Leaf>,
+    /// What is still to be told of it.
+    signed: Option<String>,
     /// The authority that every webhook of ours trusts, and since when we have seen that.
     trusted: Option<(Certificate, Instant)>,
     /// Why the last attempt failed.
@@ -149,6 +151,7 @@ impl Keeper {
             unusable: None,
             configurations: BTreeMap::new(),
             leaf: None,
+            signed: None,
             trusted: None,
             trouble: None,
             failures: 0,
@@ -234,6 +237,11 @@ impl Keeper {
         if let Some(authority) = &self.authority {
             self.context.metrics.expires(AUTHORITY, authority.certificate());
         }
+        if let Some(note) = self.signed.take() {
+            // It serves already; nothing waits for an API server that is away.
+            let event = self.event(EventType::Normal, "CertificateSigned", &note, &self.secret_reference());
+            drop(tokio::spawn(event));
+        }
         (self.context.readiness)(self.why_not_ready(now));
     }
 
@@ -313,6 +321,8 @@ impl Keeper {
                 self.context.metrics.changed(SERVING);
                 self.context.metrics.expires(SERVING, &leaf.certificate);
                 info!(why, not_after = %leaf.certificate.not_after, "certificate signed");
+                let (replica, end) = (&self.context.instance, leaf.certificate.not_after);
+                self.signed = Some(format!("certificate of replica {replica} signed: {why}; it ends at {end}"));
                 self.leaf = Some(leaf);
             }
             Err(error) => warn!(error = format!("{error:#}"), "signing a certificate"),

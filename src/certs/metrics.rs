@@ -15,6 +15,7 @@ use crate::cluster::refusal::Reason;
 #[derive(Clone, Debug)]
 pub struct Metrics {
     expiry: Family<CertificateLabel, Gauge>,
+    lifetime: Family<CertificateLabel, Gauge>,
     changes: Family<CertificateLabel, Counter>,
     bundle_writes: Family<KindLabel, Counter>,
     failures: Counter,
@@ -48,6 +49,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             expiry: Family::default(),
+            lifetime: Family::default(),
             changes: Family::default(),
             bundle_writes: Family::default(),
             failures: Counter::default(),
@@ -59,6 +61,11 @@ impl Metrics {
             "expiry_timestamp_seconds",
             "Last second in which a certificate is valid, as Unix time",
             metrics.expiry.clone(),
+        );
+        certificate.register(
+            "lifetime_seconds",
+            "Time from the first to the last second of a certificate; what is little is a matter of that",
+            metrics.lifetime.clone(),
         );
         certificate.register(
             "changes",
@@ -93,7 +100,10 @@ impl Metrics {
     }
 
     pub(super) fn expires(&self, which: &'static str, certificate: &Certificate) {
-        self.expiry.get_or_create(&CertificateLabel { certificate: which }).set(certificate.not_after.as_second());
+        let label = CertificateLabel { certificate: which };
+        self.expiry.get_or_create(&label).set(certificate.not_after.as_second());
+        let lifetime = certificate.not_after.duration_since(certificate.not_before);
+        self.lifetime.get_or_create(&label).set(lifetime.as_secs());
     }
 
     pub(super) fn changed(&self, which: &'static str) {

@@ -29,6 +29,17 @@ impl Keeper {
 
     /// An Event. That one cannot be written keeps nobody from their work.
     pub(super) async fn publish(&self, kind: EventType, reason: &str, note: &str, about: &ObjectReference) {
+        self.event(kind, reason, note, about).await;
+    }
+
+    /// The same, on its own.
+    pub(super) fn event(
+        &self,
+        kind: EventType,
+        reason: &str,
+        note: &str,
+        about: &ObjectReference,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let is_warning = matches!(kind, EventType::Warning);
         let event = Event {
             type_: kind,
@@ -38,16 +49,20 @@ impl Keeper {
             secondary: None,
         };
         // A Recorder counts what it takes for repetitions, whatever their text. What is wrong is told once, and each text counts.
-        let own = is_warning.then(|| {
+        let recorder = if is_warning {
             let reporter =
                 Reporter { controller: names::PROJECT.to_owned(), instance: Some(self.context.instance.clone()) };
             Recorder::new(self.context.client.clone(), reporter)
-        });
-        let recorder = own.as_ref().unwrap_or(&self.recorder);
-        match timeout(PATIENCE, recorder.publish(&event, about)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "writing an Event"),
-            Err(_) => warn!("writing an Event took too long"),
+        } else {
+            self.recorder.clone()
+        };
+        let about = about.clone();
+        async move {
+            match timeout(PATIENCE, recorder.publish(&event, &about)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "writing an Event"),
+                Err(_) => warn!("writing an Event took too long"),
+            }
         }
     }
 }

@@ -362,6 +362,11 @@ fn a_fresh_start_makes_the_webhook_callable() {
         metrics.lines().find_map(|line| line.strip_prefix(&name)).expect(&metrics).parse().unwrap()
     };
     assert!(expiry("authority") > expiry("serving"));
+    // A week, and the hour before it was made.
+    assert!(
+        metrics.contains("tenancy_fixer_certificate_lifetime_seconds{certificate=\"serving\"} 608400\n"),
+        "{metrics}"
+    );
     assert!(line["not_after"].as_str().unwrap().starts_with("20"));
     wait_for("the Events", || {
         scene.events(&scene.name).iter().any(|(reason, _)| reason == "CertificateAuthorityCreated")
@@ -444,7 +449,10 @@ fn leaf_and_authority_rotate_under_load_and_no_review_fails() {
     let renewed =
         all("certificate signed").iter().filter(|line| line["why"].as_str().unwrap().contains("ends at")).count();
     assert!(renewed >= 4, "each replica renewed its certificate, too: {renewed}");
-    assert!(scene.events(&scene.name).iter().any(|(reason, _)| reason == "CertificateAuthorityFollowed"));
+    for (reason, text) in [("CertificateAuthorityFollowed", "it ends at 20"), ("CertificateSigned", "it ends at 20")] {
+        let told = || scene.events(&scene.name).iter().any(|(found, said)| found == reason && said.contains(text));
+        wait_for(&format!("the Event {reason}"), told);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tenancy_fixer::yaml;
 
 use crate::support;
@@ -32,6 +32,31 @@ fn every_alert_is_raised_by_what_it_is_for_and_by_nothing_else() {
             String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout)
         );
     }
+}
+
+/// What the dashboard asks, as rules: promtool reads no dashboards.
+#[test]
+fn promtool_understands_every_question_of_the_dashboard() {
+    let text = fs::read_to_string(support::root().join("k8s-resources/monitoring/dashboard.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut rules = Vec::new();
+    for panel in panels {
+        let targets = panel["targets"].as_array().filter(|targets| !targets.is_empty());
+        for target in targets.unwrap_or_else(|| panic!("{} shows nothing", panel["title"])) {
+            // Grafana puts a time there.
+            let expression = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
+            assert!(!expression.contains('$'), "{expression}");
+            rules.push(json!({"record": format!("dashboard:{}", rules.len()), "expr": expression}));
+        }
+    }
+    assert!(rules.len() > 10, "{rules:?}");
+    let folder = support::folder("monitoring-dashboard");
+    let groups = json!({"groups": [{"name": "dashboard", "rules": rules}]});
+    fs::write(folder.join("rules.yaml"), yaml::to_string(&groups).unwrap()).unwrap();
+    let output = promtool().args(["check", "rules", "rules.yaml"]).current_dir(&folder).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains(&format!("SUCCESS: {} rules", rules.len())), "{said}");
 }
 
 #[test]
