@@ -14,7 +14,7 @@ SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/dem
 
 .PHONY: help
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## See a real API server create a tenant's objects, each changed by our webhooks; DEMO_MLFLOW=1 has a model served, too
@@ -96,6 +96,10 @@ manifests: ## Render webhooks/*.yaml from the table of endpoints
 	for which in mutating validating; do \
 		cargo run --locked --quiet -- manifests $$which > target/$$which.yaml && mv target/$$which.yaml webhooks/$$which.yaml; \
 	done
+
+.PHONY: configuration
+configuration: ## Render docs/configuration.md and the schema of the chart's values from the settings in src/
+	EXPECT=overwrite cargo test --locked --quiet --test suite configuration::
 
 .PHONY: deploy
 deploy: ## Install IMAGE into the kubeconfig's cluster; MANIFESTS=k8s-resources/overlays/... for another certificate

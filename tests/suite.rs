@@ -13,8 +13,14 @@ mod api_faults;
 mod arrows;
 #[path = "suite/certificates.rs"]
 mod certificates;
+#[path = "suite/chart.rs"]
+mod chart;
 #[path = "suite/cluster.rs"]
 mod cluster;
+#[path = "suite/component.rs"]
+mod component;
+#[path = "suite/configuration.rs"]
+mod configuration;
 #[path = "suite/create_cert.rs"]
 mod create_cert;
 #[path = "suite/deploy.rs"]
@@ -39,6 +45,8 @@ mod gate_server;
 mod hostile;
 #[path = "suite/images.rs"]
 mod images;
+#[path = "suite/installed.rs"]
+mod installed;
 #[path = "suite/job_end.rs"]
 mod job_end;
 #[path = "suite/kale.rs"]
