@@ -24,6 +24,16 @@ demo: ## See a real API server create a tenant's objects, each changed by our we
 test: ## Run every test; TEST_CLUSTER=current runs those of a cluster against the kubeconfig's own
 	tests/run
 
+# kubectl keeps to one minor version more or less.
+KUBERNETES_VERSIONS ?= 1.35 1.37
+.PHONY: test-kubernetes
+test-kubernetes: ## Run the suites of an API server on each of KUBERNETES_VERSIONS (1.35 1.37), whose control planes are built for it
+	for version in $(KUBERNETES_VERSIONS); do \
+		KUBERNETES=$$version tests/run chart:: cluster:: component:: create_cert:: deploy:: gate_server:: owner_only:: refused_writes:: \
+			tenancy:: tracking_manifests:: || exit; \
+		KUBERNETES=$$version tests/run certificates:: --test-threads 1 || exit; \
+	done
+
 .PHONY: flood
 flood: ## Attack the release with 10,000 of everything, the API server being away for minutes; about ten minutes
 	cargo build --locked --release --bin tenancy-fixer
