@@ -46,6 +46,12 @@ impl Patch {
         self.operations.is_empty()
     }
 
+    /// How many operations there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.operations.len()
+    }
+
     /// Adds a value at a JSON pointer, or puts it in place of the one that stands there.
     pub fn add(&mut self, path: impl Into<String>, value: impl Into<Value>) {
         self.push(Operation { op: Verb::Add, path: path.into(), value: Some(value.into()) });

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::json::{Document, Node, Unexpected};
 use super::patch::Patch;
+use crate::cluster::steps::{Step, Steps};
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
@@ -165,6 +166,8 @@ impl About<'_> {
 pub struct Outcome {
     /// The change; empty for none.
     pub patch: Patch,
+    /// What the change consists of. A patch without them leaves no note on its object.
+    pub steps: Steps,
     /// Why, or why not: one clause for the log.
     pub reason: Cow<'static, str>,
     /// What the person who creates the object should know; `kubectl` prints it.
@@ -194,6 +197,16 @@ impl Outcome {
     #[must_use]
     pub fn puzzled(reason: impl Into<Cow<'static, str>>, warning: String) -> Self {
         Self { warnings: vec![warning], ..Self::unchanged(reason) }
+    }
+
+    /// Does something, and remembers it as that step if it changes the object.
+    pub fn step<T>(&mut self, step: Step, change: impl FnOnce(&mut Self) -> T) -> T {
+        let before = self.patch.len();
+        let done = change(self);
+        if self.patch.len() > before {
+            self.steps.insert(step);
+        }
+        done
     }
 
     /// One word for the log and the metrics.

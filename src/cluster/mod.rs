@@ -7,3 +7,4 @@ pub mod lease;
 pub mod names;
 pub mod own_pod;
 pub mod refusal;
+pub mod steps;

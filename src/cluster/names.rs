@@ -20,6 +20,8 @@ pub const TENANT_LABEL: &str = "kubeflow-extension";
 /// Its value on what is ours in a namespace that is for its owner only, and was not made by the owner: nothing that
 /// grants the owner's identity selects it.
 pub const WITHHELD: &str = "withheld";
+/// Annotation of what admission has changed: our version, and the steps (`steps.rs`). A note for people.
+pub const APPLIED: &str = "kubeflow-extension/applied";
 /// Label of a namespace whose jobs the gate looks at: `enforce` or `warn`.
 pub const GATE_LABEL: &str = "kubeflow-extension/gate";
 /// Prefix of our own annotations, and manager of what we add to lists that are keyed by manager.
@@ -164,14 +166,16 @@ pub const LONGEST_NOTE: usize = 1024;
 /// Label of a namespace: which model versions of MLflow's may be served in it, `true` or `any`. Label of an InferenceService that we
 /// have made: for which MLflow.
 pub const SERVING_LABEL: &str = "kubeflow-extension/serving";
-/// Annotation of an InferenceService: a hash of what we have applied.
-pub const APPLIED: &str = "kubeflow-extension/applied";
+/// Annotation of an InferenceService: a hash of the manifest that we have applied.
+pub const MANIFEST_HASH: &str = "kubeflow-extension/manifest-hash";
 /// Annotation by which replicas hand deliveries on to the one that works.
 pub const WAKE_ANNOTATION: &str = "kubeflow-extension/wake";
 /// Lease that says which replica serves models; another one, with `-wakes` behind it, carries [`WAKE_ANNOTATION`].
 pub const SERVING_LEASE: &str = "tenancy-fixer-serving";
 /// The latter.
 pub const SERVING_WAKES: &str = "tenancy-fixer-serving-wakes";
+/// Namespace and name of the ServiceAccount that serves models: the listener's that was here before.
+pub const SERVING_ACCOUNT: (&str, &str) = ("mlflow", "mlflow-kserve-webhook-listener");
 /// Kind of KServe's deployments.
 pub const INFERENCE_SERVICE: &str = "InferenceService";
 /// Annotation that says how KServe deploys (KServe).

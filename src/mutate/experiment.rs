@@ -25,7 +25,9 @@ pub(super) fn decide(
     let right = Right::of(experiment, request, surroundings, settings)?;
     let mut outcome = Outcome { reason: "experiment".into(), ..Outcome::default() };
     let label = vec![(names::TENANT_LABEL, right.label(&metadata).to_owned())];
-    set_metadata(&metadata, "", label, Vec::new(), &mut outcome.patch);
+    outcome.step(right.step(&metadata), |outcome| {
+        set_metadata(&metadata, "", label, Vec::new(), &mut outcome.patch);
+    });
     right.tell(&mut outcome);
     Ok(outcome)
 }

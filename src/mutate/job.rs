@@ -8,6 +8,7 @@ use crate::admission::json::{Node, Unexpected};
 use crate::admission::{Endpoint, Outcome, Request};
 use crate::cluster::kinds::Templates;
 use crate::cluster::names;
+use crate::cluster::steps::Step;
 
 pub(super) fn decide(
     object: Node<'_>,
@@ -89,10 +90,13 @@ pub(super) fn opt_out(
 ) -> Result<(), Unexpected> {
     let templates = templates(object, prefix, kind, settings)?;
     let label = vec![(names::TENANT_LABEL, "false".to_owned())];
-    template::set_metadata(&Metadata::read(object)?, prefix, label, Vec::new(), &mut outcome.patch);
-    for template in templates {
-        template.opt_out(&mut outcome.patch);
-    }
+    let metadata = Metadata::read(object)?;
+    outcome.step(Step::OptOut, |outcome| {
+        template::set_metadata(&metadata, prefix, label, Vec::new(), &mut outcome.patch);
+        for template in templates {
+            template.opt_out(&mut outcome.patch);
+        }
+    });
     Ok(())
 }
 

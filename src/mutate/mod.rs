@@ -2,9 +2,11 @@
 //!
 //! One file for each kind of object (`pod`, `job`, `trial`, `train_job`, `notebook`, `experiment`), `template` for what they
 //! share, and one file or folder for each change (`identity`, `service_account`, `sidecar`, `katib`, `kale`, `lifecycle`, `tracking`).
-//! `right` says whether an object may act as the namespace's owner, `update` keeps later changes from saying otherwise.
+//! `right` says whether an object may act as the namespace's owner, `update` keeps later changes from saying otherwise, and
+//! `applied` notes on an object what was done to it.
 //! Everything is idempotent: the API server may call again when another webhook has changed the object.
 
+mod applied;
 mod experiment;
 mod identity;
 mod job;
@@ -105,7 +107,7 @@ pub fn decide(
             Ok(Outcome::unchanged("not an endpoint that changes objects"))
         }
     });
-    decided.unwrap_or_else(|unexpected| {
+    let mut outcome = decided.unwrap_or_else(|unexpected| {
         let mut outcome = malformed(&unexpected);
         // What we cannot read somebody else may: a mistake in one place must not let the label pass in another.
         let right = Right::of(object, request, surroundings, settings);
@@ -113,7 +115,11 @@ pub fn decide(
             update::withhold_all(endpoint, object, &mut outcome);
         }
         outcome
-    })
+    });
+    if request.operation == "CREATE" {
+        applied::note(object, &mut outcome);
+    }
+    outcome
 }
 
 /// The API server will refuse such an object for its own reasons, or its schema knows better than we do: not ours to judge.

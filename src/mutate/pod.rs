@@ -7,6 +7,7 @@ use super::{Settings, Surroundings, Wish, identity, kale, katib, lifecycle, trac
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::{Outcome, Request};
 use crate::cluster::names;
+use crate::cluster::steps::Step;
 
 pub(super) fn decide(
     pod: Node<'_>,
@@ -28,17 +29,18 @@ pub(super) fn decide(
     let is_labelled = is_notebook || is_granted(&pod);
     if is_labelled && metadata.exists {
         let label = [(names::TENANT_LABEL, right.label(&metadata).to_owned())];
-        outcome.patch.entries("/metadata/labels", metadata.labels, label);
+        outcome
+            .step(right.step(&metadata), |outcome| outcome.patch.entries("/metadata/labels", metadata.labels, label));
     }
     match never_ours {
         Some(reason) => outcome.reason = reason.into(),
         None if is_notebook => {
             notebook(&metadata, &spec, surroundings, settings, &mut outcome);
-            tracking::give(&spec, request.namespace, settings, &mut outcome);
+            outcome.step(Step::Tracking, |outcome| tracking::give(&spec, request.namespace, settings, outcome));
         }
         None if Wish::of(&metadata) == Wish::In => {
             workload(&metadata, &spec, surroundings, settings, &mut outcome);
-            tracking::give(&spec, request.namespace, settings, &mut outcome);
+            outcome.step(Step::Tracking, |outcome| tracking::give(&spec, request.namespace, settings, outcome));
         }
         None => return Ok(stranger(&metadata)),
     }
@@ -80,7 +82,8 @@ fn notebook(
     outcome: &mut Outcome,
 ) {
     outcome.reason = "notebook pod".into();
-    identity::give(spec, surroundings.identity.unwrap_or(settings.identity), settings, outcome);
+    let identity = surroundings.identity.unwrap_or(settings.identity);
+    outcome.step(Step::Identity, |outcome| identity::give(spec, identity, settings, outcome));
     warn_of_odd_wish(metadata, outcome);
 }
 
@@ -93,14 +96,14 @@ fn workload(
     outcome: &mut Outcome,
 ) {
     if settings.kale_retries {
-        kale::retry(spec, &mut outcome.patch);
+        outcome.step(Step::Kale, |outcome| kale::retry(spec, &mut outcome.patch));
     }
     if metadata.label(names::ARGO_WORKFLOW_LABEL).is_some() {
         outcome.reason = "Argo looks after the sidecars of its own pods".into();
         return;
     }
     if spec.proxy != Proxy::None {
-        katib::wait_for_the_training_alone(spec, &mut outcome.patch);
+        outcome.step(Step::Collector, |outcome| katib::wait_for_the_training_alone(spec, &mut outcome.patch));
     }
-    lifecycle::arrange(spec, surroundings, settings, outcome);
+    outcome.step(Step::Launcher, |outcome| lifecycle::arrange(spec, surroundings, settings, outcome));
 }

@@ -9,6 +9,7 @@ use super::{Settings, Surroundings};
 use crate::admission::json::{Node, Unexpected};
 use crate::admission::{Endpoint, Outcome, Request};
 use crate::cluster::names;
+use crate::cluster::steps::Step;
 
 /// Whether an object's pods may act as the namespace's owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,11 @@ impl Right {
             Self::Judged if metadata.label(names::TENANT_LABEL) == Some("true") => "true",
             Self::Judged | Self::Withheld(_) => names::WITHHELD,
         }
+    }
+
+    /// The step of setting that label.
+    pub(super) fn step(self, metadata: &Metadata<'_>) -> Step {
+        if self.label(metadata) == "true" { Step::Label } else { Step::Withheld }
     }
 
     /// Tells the log, and whoever creates the object.

@@ -9,6 +9,7 @@ use crate::admission::json::{Node, Unexpected};
 use crate::admission::patch::{Patch, escape};
 use crate::cluster::kinds::TemplatePath;
 use crate::cluster::names;
+use crate::cluster::steps::{Step, Steps};
 
 /// Templates of one object that we change: the changes of an empty one take thirty times what it takes to send it.
 const MOST: usize = 100;
@@ -70,11 +71,22 @@ impl<'d> Template<'d> {
         }
         let (annotations, warning) = sidecar::annotations(&self.metadata, settings);
         outcome.warnings.extend(warning);
-        self.set(labels(right.label(&self.metadata)), annotations, &mut outcome.patch);
-
-        if self.service_account_chosen {
-            return;
+        let tenant = right.label(&self.metadata);
+        if self.metadata.label(names::TENANT_LABEL) != Some(tenant) {
+            outcome.steps.insert(right.step(&self.metadata));
         }
+        let is_missing = |(key, value): &(&str, String)| self.metadata.annotation(key) != Some(value);
+        if self.metadata.label(names::ISTIO_INJECT) != Some("true") || annotations.iter().any(is_missing) {
+            outcome.steps.insert(Step::Sidecar);
+        }
+        self.set(labels(tenant), annotations, &mut outcome.patch);
+
+        if !self.service_account_chosen {
+            outcome.step(Step::ServiceAccount, |outcome| self.set_service_account(settings, outcome));
+        }
+    }
+
+    fn set_service_account(&self, settings: &Settings, outcome: &mut Outcome) {
         let change = service_account::change(&self.spec, settings);
         let fields = [
             ("serviceAccountName", self.spec.service_account_name, change.service_account_name),
@@ -106,11 +118,18 @@ fn labels(tenant: &str) -> Vec<(&'static str, String)> {
     vec![(names::TENANT_LABEL, tenant.to_owned()), (names::ISTIO_INJECT, "true".to_owned())]
 }
 
+/// The steps of [`fresh`].
+pub(super) fn fresh_steps(right: Right, with_service_account: bool) -> Steps {
+    let account = with_service_account.then_some(Step::ServiceAccount);
+    [right.step(&NOTHING), Step::Sidecar].into_iter().chain(account).collect()
+}
+
+const NOTHING: Metadata<'static> = Metadata { exists: false, labels: None, annotations: None };
+
 /// What [`Template::edit`] would make of an empty template.
 pub(super) fn fresh(right: Right, settings: &Settings, with_service_account: bool) -> Value {
-    let nothing = Metadata { exists: false, labels: None, annotations: None };
-    let (annotations, _) = sidecar::annotations(&nothing, settings);
-    let metadata = json!({"labels": object(labels(right.label(&nothing))), "annotations": object(annotations)});
+    let (annotations, _) = sidecar::annotations(&NOTHING, settings);
+    let metadata = json!({"labels": object(labels(right.label(&NOTHING))), "annotations": object(annotations)});
     if with_service_account {
         json!({"metadata": metadata, "spec": {"serviceAccountName": settings.service_account}})
     } else {

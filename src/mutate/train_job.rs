@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::right::Right;
 use super::settings::{Settings, TrainJobPatches};
-use super::template::{Template, fresh};
+use super::template::{Template, fresh, fresh_steps};
 use crate::admission::Outcome;
 use crate::admission::json::{Node, Unexpected};
 use crate::cluster::names::{MANAGER, TENANT_LABEL};
@@ -77,6 +77,9 @@ pub(super) fn edit(
     }
     if !missing {
         return Ok(());
+    }
+    for job in &all {
+        outcome.steps = outcome.steps.and(fresh_steps(right, job.with_service_account));
     }
     let place = format!("{prefix}/spec/{field}");
     let values = if field == PATCHES { vec![patch(&all, right, settings)] } else { overrides(&all, right, settings) };

@@ -28,13 +28,10 @@ pub(super) fn decide(
         outcome.reason = "opted out by label kubeflow-extension=false, handed down".into();
     } else {
         outcome.reason = "trial".into();
-        template::set_metadata(
-            &metadata,
-            "",
-            vec![(names::TENANT_LABEL, right.label(&metadata).to_owned())],
-            Vec::new(),
-            &mut outcome.patch,
-        );
+        let label = vec![(names::TENANT_LABEL, right.label(&metadata).to_owned())];
+        outcome.step(right.step(&metadata), |outcome| {
+            template::set_metadata(&metadata, "", label, Vec::new(), &mut outcome.patch);
+        });
         warn_of_odd_wish(&metadata, &mut outcome);
     }
     let Some(run) = run_spec(trial)? else { return Ok(outcome) };
@@ -145,6 +142,7 @@ fn edited_text(
     let edited = run.expect("an object", run.is_object()).and_then(|run| edit(run, "", &mut inner));
     edited.map_err(|unexpected| unexpected.to_string())?;
     outcome.warnings.append(&mut inner.warnings);
+    outcome.steps = outcome.steps.and(inner.steps);
     if inner.patch.is_empty() {
         return Ok(None);
     }

@@ -9,6 +9,7 @@ use crate::admission::json::{Node, Unexpected};
 use crate::admission::patch::escape;
 use crate::admission::{Endpoint, Outcome, Request};
 use crate::cluster::names;
+use crate::cluster::steps::Step;
 
 pub(super) fn decide(
     endpoint: Endpoint,
@@ -100,9 +101,11 @@ fn search(node: Node<'_>, pointer: &mut String, found: &mut Vec<String>) {
 }
 
 fn withhold(grants: &[String], outcome: &mut Outcome) {
-    for grant in grants {
-        outcome.patch.replace(grant.as_str(), names::WITHHELD);
-    }
+    outcome.step(Step::Withheld, |outcome| {
+        for grant in grants {
+            outcome.patch.replace(grant.as_str(), names::WITHHELD);
+        }
+    });
 }
 
 #[cfg(test)]

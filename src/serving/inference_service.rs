@@ -125,7 +125,7 @@ impl Recipe {
         let spec = object.get_mut("spec").map(Value::take).unwrap_or_default();
         let whole = json!([labels, annotations, spec]).to_string();
         // By this a change of what we apply is seen, what we no longer apply included.
-        annotations.insert(names::APPLIED.to_owned(), json!(hash(&[&whole])));
+        annotations.insert(names::MANIFEST_HASH.to_owned(), json!(hash(&[&whole])));
         let object = json!({
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
@@ -247,7 +247,8 @@ mod tests {
     #[test]
     fn what_we_apply_has_a_mark() {
         let applied = |recipe: Recipe| {
-            recipe.object(&key(), &Variables::example()).unwrap().object["metadata"]["annotations"][names::APPLIED]
+            recipe.object(&key(), &Variables::example()).unwrap().object["metadata"]["annotations"]
+                [names::MANIFEST_HASH]
                 .clone()
         };
         assert_eq!(applied(recipe()), applied(recipe()));

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use tenancy_fixer::cluster::steps::Step;
+
 use crate::{configuration, support};
 
 #[test]
@@ -43,6 +45,21 @@ fn the_table_of_reliability_has_every_point() {
     for point in 1..=46 {
         assert_eq!(table.matches(&format!("\n| {point} | ")).count(), 1, "point {point}");
     }
+}
+
+#[test]
+fn every_step_of_the_note_is_explained() {
+    let page = section("docs/operations.md", "What was done to an object");
+    for step in Step::ALL {
+        assert_eq!(page.matches(&format!("\n| `{}` | ", step.name())).count(), 1, "{step:?}");
+    }
+}
+
+/// What stands below a heading of a page.
+pub fn section(page: &str, heading: &str) -> String {
+    let page = fs::read_to_string(support::root().join(page)).unwrap();
+    let (_, below) = page.split_once(&format!("\n## {heading}\n")).unwrap();
+    below.split("\n## ").next().unwrap().to_owned()
 }
 
 /// Every file's name without its ending, and its text.

@@ -53,7 +53,7 @@ fn every_object_is_printed_as_it_would_be_stored_and_told_why() {
     assert_eq!(objects[1], json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "other"}}));
     assert_eq!(
         err,
-        "standard input: document 1, line 1: Pod alice/analysis-0: /pod/mutate: patched: notebook pod (add /metadata/labels/kubeflow-extension)\n\
+        "standard input: document 1, line 1: Pod alice/analysis-0: /pod/mutate: patched: notebook pod (add /metadata/labels/kubeflow-extension, add /metadata/annotations)\n\
          standard input: document 2, line 9: Service alice/other: -: unchanged: no endpoint takes this kind\n"
     );
 }
@@ -62,11 +62,14 @@ fn every_object_is_printed_as_it_would_be_stored_and_told_why() {
 fn the_difference_and_the_patch_are_printed_on_demand() {
     let Run { code, out, .. } = mutate(&["-f", "-", "-o", "diff", "-n", "alice"], TWO);
     assert_eq!(code, 0);
-    let expected = "--- Pod alice/analysis-0\n+++ Pod alice/analysis-0 (admitted)\n@@ -2,6 +2,7 @@\n kind: Pod\n metadata:\n   labels:\n+    kubeflow-extension: \"true\"\n     notebook-name: analysis\n   name: analysis-0\n spec:\n";
+    let expected = "--- Pod alice/analysis-0\n+++ Pod alice/analysis-0 (admitted)\n@@ -1,7 +1,10 @@\n apiVersion: v1\n kind: Pod\n metadata:\n+  annotations:\n+    kubeflow-extension/applied: \"0.1.0: label\"\n   labels:\n+    kubeflow-extension: \"true\"\n     notebook-name: analysis\n   name: analysis-0\n spec:\n";
     assert_eq!(out, expected);
     let Run { code, out, .. } = mutate(&["-f", "-", "-o", "patch"], TWO);
     assert_eq!(code, 0);
-    assert_eq!(out, "[{\"op\":\"add\",\"path\":\"/metadata/labels/kubeflow-extension\",\"value\":\"true\"}]\n[]\n");
+    assert_eq!(
+        out,
+        "[{\"op\":\"add\",\"path\":\"/metadata/labels/kubeflow-extension\",\"value\":\"true\"},{\"op\":\"add\",\"path\":\"/metadata/annotations\",\"value\":{\"kubeflow-extension/applied\":\"0.1.0: label\"}}]\n[]\n"
+    );
 }
 
 #[test]

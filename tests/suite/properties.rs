@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 use tenancy_fixer::admission::{Configuration, Endpoint, Reviews};
+use tenancy_fixer::cluster::steps::Step;
 use tenancy_fixer::mutate::{Settings, Surroundings};
 use tenancy_fixer::yaml;
 
@@ -43,6 +44,7 @@ const WORDS: &[&str] = &[
     "trainingRuntimeSpec",
     "node",
     "kubeflow-extension",
+    "kubeflow-extension/applied",
     "notebook-name",
     "sidecar.istio.io/inject",
     "proxy.istio.io/config",
@@ -86,6 +88,7 @@ const OURS: &[&str] = &[
     "/metadata/annotations/sidecar.istio.io~1nativeSidecar",
     "/metadata/annotations/proxy.istio.io~1config",
     "/metadata/annotations/kubeflow-extension~1creator",
+    "/metadata/annotations/kubeflow-extension~1applied",
     "/spec/serviceAccount",
     "/spec/serviceAccountName",
     "/spec/volumes",
@@ -116,6 +119,7 @@ const REPLACED: &[&str] = &[
     "/metadata/annotations/sidecar.istio.io~1inject",
     "/metadata/annotations/proxy.istio.io~1config",
     "/metadata/annotations/kubeflow-extension~1creator",
+    "/metadata/annotations/kubeflow-extension~1applied",
     "/spec/serviceAccount",
     "/spec/serviceAccountName",
     "/spec/runSpec",
@@ -124,6 +128,10 @@ const REPLACED: &[&str] = &[
     "/args/0",
     "/env/0",
 ];
+
+/// Notes as somebody might write them.
+const NOTES: &[&str] =
+    &["", "true", "0.1.0: label,launcher", "9.9.9: cluster-admin", ": ,,kale", "\u{0}\u{1f}😀: label"];
 
 /// A place of an operation, with 0 for the number that it ends with.
 fn place(path: &str) -> String {
@@ -290,6 +298,29 @@ proptest! {
                     prop_assert!(own || label != Some(&json!("true")), "{} in {}", place, object);
                 }
             }
+        }
+    }
+
+    /// Whatever a note says that somebody has put on an object, all else is decided as it is without.
+    #[test]
+    fn nothing_is_decided_by_the_note((endpoint, object, settings) in bent_object(), note in select(NOTES)) {
+        const NOTE: &str = "kubeflow-extension/applied";
+        let with = |annotations: Value| {
+            let mut object = object.clone();
+            object["metadata"] = json!({"labels": object["metadata"]["labels"], "annotations": annotations});
+            let Answered { object: mut after, warnings, .. } = wire::answered(endpoint, &wire::review(&object), &settings);
+            let written = after["metadata"]["annotations"].as_object_mut().unwrap().remove(NOTE);
+            (after, warnings, written)
+        };
+        let (after, warnings, written) = with(json!({"other": "1", NOTE: note}));
+        let (expected, expected_warnings, expected_note) = with(json!({"other": "1"}));
+        prop_assert_eq!((after, warnings), (expected, expected_warnings));
+        if expected_note.is_some() {
+            // And a note that is ours has words of ours alone.
+            let (_, words) = written.as_ref().and_then(Value::as_str).unwrap().split_once(": ").unwrap();
+            prop_assert!(words.split(',').all(|word| Step::ALL.iter().any(|step| step.name() == word)), "{}", words);
+        } else {
+            prop_assert_eq!(written, Some(json!(note)));
         }
     }
 

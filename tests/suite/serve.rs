@@ -43,7 +43,7 @@ fn a_review_is_answered_and_logged_in_one_line_without_secrets() {
     );
     assert_eq!(
         line["operations"],
-        "add /metadata/labels/kubeflow-extension, add /spec/containers/0/volumeMounts, add /spec/containers/0/env/-, add /spec/volumes"
+        "add /metadata/labels/kubeflow-extension, add /spec/containers/0/volumeMounts, add /spec/containers/0/env/-, add /spec/volumes, add /metadata/annotations/kubeflow-extension~1applied"
     );
     assert!(line["micros"].is_u64() && line["timestamp"].is_string());
     assert_eq!(server.reviews().len(), 1);

@@ -338,7 +338,9 @@ fn only_creations_are_changed_and_a_dry_run_is_one() {
     dry_run["request"]["dryRun"] = json!(true);
     let expected = answered(Endpoint::PodMutate, &review(&notebook()), &defaults()).operations;
     assert_eq!(answered(Endpoint::PodMutate, &dry_run, &defaults()).operations, expected);
-    assert_eq!(expected, [json!({"op": "add", "path": "/metadata/labels/kubeflow-extension", "value": "true"})]);
+    assert_eq!(expected[0], json!({"op": "add", "path": "/metadata/labels/kubeflow-extension", "value": "true"}));
+    let note = json!({"kubeflow-extension/applied": "0.1.0: label"});
+    assert_eq!(expected[1..], [json!({"op": "add", "path": "/metadata/annotations", "value": note})]);
 }
 
 #[test]
