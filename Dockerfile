@@ -1,4 +1,4 @@
-# Two static binaries and nothing else: the server, and the launcher that it brings into tenants' pods. tests/image/build builds this and checks what comes out.
+# Two static binaries and nothing else: the server (by its name as a plugin of kubectl, too), and the launcher that it brings into tenants' pods. tests/image/build builds this and checks what comes out.
 
 # For a release, pin what the tag stood for: --build-arg RUST_IMAGE=docker.io/library/rust:1.95-slim-bookworm@sha256:...
 ARG RUST_IMAGE=docker.io/library/rust:1.95-slim-bookworm
@@ -30,7 +30,8 @@ RUN touch src/lib.rs src/main.rs src/bin/launcher/main.rs \
  && cargo build --release --locked --bins --target "$(rustc --print host-tuple)" \
  && mkdir /image \
  && for program in tenancy-fixer launcher; do mv "target/$(rustc --print host-tuple)/release/$program" /image/; done \
- && touch --date="@$SOURCE_DATE_EPOCH" /image/tenancy-fixer /image/launcher /image
+ && ln -s tenancy-fixer /image/kubectl-tenancy_fixer \
+ && touch --no-dereference --date="@$SOURCE_DATE_EPOCH" /image/* /image
 
 FROM scratch
 ARG VERSION=unknown

@@ -6,6 +6,7 @@ SHELL := bash
 VENV := target/venv/bin
 IMAGE ?= tenancy-fixer:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 MANIFESTS ?= k8s-resources/base
+PLUGINS ?= $(HOME)/.local/bin
 # Of benchmarks; where they run is their package.
 RESULTS ?= $(CURDIR)/target/bench
 SCRIPTS := create-cert.sh .ci/run tests/setup tests/run tests/demo/run tests/demo/serving tests/cluster/up tests/cluster/down tests/cluster/build.sh tests/image/build tests/image/stand-in \
@@ -100,6 +101,12 @@ cluster-down: ## End the test control plane
 .PHONY: image
 image: ## Build the image IMAGE (tenancy-fixer:VERSION)
 	IMAGE=$(IMAGE) tests/image/build
+
+.PHONY: plugin
+plugin: ## Build the release and link it into PLUGINS (~/.local/bin), so that `kubectl tenancy-fixer check` works
+	cargo build --locked --release --bin tenancy-fixer
+	mkdir -p $(PLUGINS)
+	ln -sfn $(CURDIR)/target/release/tenancy-fixer $(PLUGINS)/kubectl-tenancy_fixer
 
 .PHONY: manifests
 manifests: ## Render webhooks/*.yaml from the table of endpoints

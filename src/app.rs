@@ -1,7 +1,7 @@
 //! The only file that knows everything: it builds the parts from the settings and runs them.
 
 use std::future::Future;
-use std::io::{IsTerminal as _, Read as _, Write};
+use std::io::{IsTerminal as _, Read as _};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -22,15 +22,19 @@ use tracing::{info, warn};
 
 use crate::admission::service::{Refusal, refused};
 use crate::admission::{Configuration, Reviews, manifests};
-use crate::cli::{Capability, Check, Cli, Command, Manifests, Mutate, Serve};
+use crate::cli::{Capability, Check, Cli, Command, Explain, Manifests, Mutate, Serve};
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::own_pod::OwnPod;
 use crate::gate::{self, Gate, Mode};
 use crate::images::{self, Images};
+use crate::looked::print;
 use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Limits, Port, Stage};
-use crate::{certs, inspect, mlflow, mutate, offline, projects, server, serving, telemetry, tenancy, yaml};
+use crate::{
+    certs, check, explain, inspect, looked, mlflow, mutate, offline, projects, server, serving, telemetry, tenancy,
+    yaml,
+};
 
 /// Does what the command line says.
 ///
@@ -51,7 +55,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 .block_on(serve(*settings));
             served.inspect_err(|error| telemetry::last_words(&termination_log, error))
         }
-        Command::Check(settings) => check(&settings),
+        Command::Check(settings) => return looked::run(settings.output, check(*settings)),
+        Command::Explain(settings) => return looked::run(settings.output, explain(*settings)),
         Command::Mutate(settings) => print(&mutate_files(&settings)?),
         Command::Manifests(settings) => print(&rendered(&settings)?),
     }?;
@@ -437,21 +442,19 @@ fn stop_signal() -> anyhow::Result<watch::Receiver<Stage>> {
     Ok(receiver)
 }
 
-fn check(settings: &Check) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting the runtime")?;
-    let (certificates, tenancy) = runtime.block_on(async {
-        let client = client(settings.in_cluster.context.clone()).await.context("finding the cluster")?;
-        let certificates = certs::survey(&client, &settings.in_cluster.certificates)
-            .await
-            .context("looking at the webhook configurations")?;
-        let tenancy = tenancy::survey(&client, &settings.in_cluster.tenancy, defaults(&settings.in_cluster.mutation))
-            .await
-            .context("looking at the cluster")?;
-        anyhow::Ok((certificates, tenancy))
-    })?;
-    print(&format!("{certificates}{tenancy}"))?;
-    ensure!(certificates.is_sound() && tenancy.is_sound(), "something needs attention; see above");
-    Ok(())
+async fn check(settings: Check) -> anyhow::Result<Vec<check::Report>> {
+    let account = match settings.account {
+        Some(name) => check::Account::Named(name),
+        None if OwnPod::find(|name| std::env::var(name).ok()).is_some() => check::Account::Asking,
+        None => check::Account::Shipped,
+    };
+    let client = client(settings.serve.in_cluster.context.clone()).await.context("finding the cluster")?;
+    Ok(vec![check::look(&client, &settings.serve, &account).await?])
+}
+
+async fn explain(settings: Explain) -> anyhow::Result<Vec<explain::Explanation>> {
+    let client = client(settings.in_cluster.context.clone()).await.context("finding the cluster")?;
+    explain::look(&client, &settings).await
 }
 
 fn mutate_files(settings: &Mutate) -> anyhow::Result<String> {
@@ -509,12 +512,4 @@ fn rendered(settings: &Manifests) -> anyhow::Result<String> {
 /// The kinds of workloads that an installation knows; its own come first.
 fn workloads(settings: &mutate::Settings) -> Vec<WorkloadKind> {
     WorkloadKind::known().iter().chain(&settings.workloads).cloned().collect()
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads us has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("writing to standard output"),
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
@@ -29,8 +29,10 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Show what admission would make of manifests, without a cluster
     Mutate(Mutate),
-    /// Look at the current cluster: what it offers, its tenants, and what they lack
+    /// Look at the current cluster, and say what is to be done; exit code 0: sound, 1: findings, 2: it could not be looked at
     Check(Box<Check>),
+    /// Say what was done to an object and why, or which condition failed; exit code 0: as it should be, 1: not, 2: not looked at
+    Explain(Box<Explain>),
     /// Render a webhook configuration, as in webhooks/
     Manifests(Manifests),
     /// Say whether an image or the jobs of a file log to MLflow; exit code 0: yes, 1: no, 2: nobody can tell
@@ -156,9 +158,54 @@ impl Serve {
 /// `tenancy-fixer check`
 #[derive(Args, Clone, Debug)]
 pub struct Check {
+    /// What to print
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    pub output: Form,
+
+    /// ServiceAccount whose rights are looked at, in --service-namespace [default: in our own pod its own, elsewhere tenancy-fixer]
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub serve: Serve,
+}
+
+/// `tenancy-fixer explain`
+#[derive(Args, Clone, Debug)]
+pub struct Explain {
+    /// Kind of the object, such as pod, trial, job, namespace, notebook, pytorchjob
+    #[arg(value_name = "KIND", required_unless_present = "file", requires = "name")]
+    pub kind: Option<String>,
+
+    /// Name of the object
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Namespace of the object [default: the context's]
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// File with objects, YAML or JSON, in place of one of the cluster; its surroundings are the cluster's in any case
+    #[arg(short, long = "filename", value_name = "FILE", conflicts_with_all = ["kind", "name"])]
+    pub file: Option<String>,
+
+    /// What to print
+    #[arg(short, long, value_name = "FORM", default_value = "text")]
+    pub output: Form,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub in_cluster: InCluster,
+}
+
+/// How something is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// `tenancy-fixer mutate`
@@ -262,8 +309,22 @@ impl Cli {
         let older = serving::older(&environment())
             .map_err(|message| Self::command().error(ErrorKind::ValueValidation, message))?;
         let older = older.into_iter().map(|older| (older.flag, older.value, older.variable)).collect::<Vec<_>>();
-        let mut matches = settings::matches(Self::command(), arguments, &older)?;
+        let mut matches = settings::matches(Self::command_of(arguments.first()), arguments, &older)?;
         Self::from_arg_matches_mut(&mut matches)
+    }
+}
+
+/// As kubectl finds it: `kubectl tenancy-fixer` runs a program of this name (Kubernetes, "Extend kubectl with plugins").
+const PLUGIN: &str = "kubectl-tenancy_fixer";
+
+impl Cli {
+    /// The command, by the name that it was called by.
+    fn command_of(program: Option<&OsString>) -> clap::Command {
+        let called = program.map(Path::new).and_then(Path::file_name);
+        if called.is_some_and(|name| name == PLUGIN) {
+            return Self::command().bin_name(format!("kubectl {}", names::PROJECT));
+        }
+        Self::command()
     }
 }
 

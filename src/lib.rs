@@ -12,16 +12,19 @@
 //! | [`mutate`] | what admission makes of a pod, a job, a trial; pure |
 //! | [`tenancy`] | the Istio objects of each tenant's namespace, kept as they should be |
 //! | [`reviewer`] | admission while we serve: the pure decision with namespaces and images around it |
+//! | [`explain`] | what was done to one object and why, or which condition failed |
 //! | [`gate`] | whether a job logs to MLflow, from its manifest and image |
 //! | [`inspect`] | the same from the command line |
 //! | [`serving`] | model versions of MLflow's that are tagged `deploy=true`, served by KServe |
 //! | [`offline`] | the same without a cluster, for files |
 //! | [`projects`] | an MLflow project as a job-like object of any kind: rendered, created, followed |
 //! | [`server`] | connections: accept, TLS, limits, drain, probes; knows no Kubernetes |
+//! | [`check`] | one look at a cluster, and what is to be done about it |
 //! | [`certs`] | the serving certificate: our own, or files that are followed |
 //! | [`cluster`] | names and kinds |
 //! | [`durations`] | times in settings |
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |
+//! | [`looked`] | how commands that look once run, print and end |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`share`] | how something of which there is only so much is shared |
 //! | [`telemetry`] | logs, and the last words of a process |
@@ -35,13 +38,16 @@
 pub mod admission;
 pub mod app;
 pub mod certs;
+pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod durations;
+pub mod explain;
 pub mod gate;
 pub mod images;
 pub mod inspect;
 pub mod launch;
+pub mod looked;
 pub mod mlflow;
 pub mod mutate;
 pub mod offline;

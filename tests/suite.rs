@@ -15,6 +15,8 @@ mod arrows;
 mod certificates;
 #[path = "suite/chart.rs"]
 mod chart;
+#[path = "suite/check.rs"]
+mod check;
 #[path = "suite/cluster.rs"]
 mod cluster;
 #[path = "suite/component.rs"]
@@ -31,6 +33,8 @@ mod docs;
 mod entrypoints;
 #[path = "suite/envoy.rs"]
 mod envoy;
+#[path = "suite/explain.rs"]
+mod explain;
 #[path = "suite/fixtures.rs"]
 mod fixtures;
 #[path = "suite/gate.rs"]

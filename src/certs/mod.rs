@@ -34,7 +34,7 @@ pub use keeper::{Context, keep};
 pub use metrics::Metrics;
 pub use resolver::Resolver;
 pub use settings::Settings;
-pub use survey::{Survey, survey};
+pub use survey::{Line, Seen, Survey, survey};
 
 /// A TLS set-up that serves HTTP/1.1 with whatever the resolver has, to these clients or to all. Of TLS 1.2 and 1.3 ring has
 /// suites with authenticated encryption (AEAD) and forward secrecy only.

@@ -1,7 +1,5 @@
 //! One look at certificates and trust, for a person: the same reading as the keeper's, and nothing written.
 
-use std::fmt;
-
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, Client};
@@ -14,14 +12,36 @@ use super::verify::why_distrusted;
 use super::{Settings, store};
 use crate::cluster::names;
 
-/// What was found, a line each; `true`: it needs somebody's attention.
+/// What was found, a line each.
 #[derive(Debug, Default)]
-pub struct Survey(Vec<(bool, String)>);
+pub struct Survey(Vec<Line>);
+
+/// One thing that was found.
+#[derive(Debug)]
+pub struct Line {
+    /// How it stands with it.
+    pub seen: Seen,
+    /// What it is.
+    pub text: String,
+    /// What to do about it.
+    pub mend: Option<String>,
+}
+
+/// How it stands with something.
+#[derive(Debug)]
+pub enum Seen {
+    /// As it should be.
+    Fine,
+    /// Not as it should be.
+    Wrong,
+    /// It could not be looked at.
+    Not(kube::Error),
+}
 
 /// Reads Secrets and configurations, and judges.
 ///
 /// # Errors
-/// What the API server refuses or does not answer, but for Secrets: who may not read them is told so.
+/// What the API server refuses or does not answer, but for Secrets: who does not see them is told so.
 pub async fn survey(client: &Client, settings: &Settings) -> kube::Result<Survey> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), &settings.service_namespace);
     let name = &settings.webhook_configuration;
@@ -34,62 +54,69 @@ pub async fn survey(client: &Client, settings: &Settings) -> kube::Result<Survey
         .collect();
     let mut survey = Survey::default();
     let now = Timestamp::now();
-    let own = readable(secrets.get_opt(&settings.ca_secret).await)?;
-    let theirs = readable(secrets.get_opt(names::TLS_SECRET).await)?;
+    let own = secrets.get_opt(&settings.ca_secret).await;
+    let theirs = secrets.get_opt(names::TLS_SECRET).await;
     survey.secrets(own, theirs, settings, &configurations, now);
-    survey.configurations(&configurations, name, now);
+    survey.configurations(&configurations, (&settings.service_namespace, name), now);
     Ok(survey)
 }
 
-/// A Secret that is there or not; `Err` inside: it may not be read.
-fn readable(found: kube::Result<Option<Secret>>) -> kube::Result<Result<Option<Secret>, String>> {
-    match found {
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(Err(status.message)),
-        found => found.map(Ok),
-    }
+/// What mends itself, or does not.
+fn by_server(namespace: &str) -> String {
+    let project = names::PROJECT;
+    format!("a running server mends that, or says why not: kubectl logs -n {namespace} -l app={project}")
 }
 
+type Found = Result<Option<Secret>, kube::Error>;
+
 impl Survey {
-    /// Whether nothing needs somebody's attention.
-    #[must_use]
-    pub fn is_sound(&self) -> bool {
-        self.0.iter().all(|(is_wrong, _)| !is_wrong)
+    /// Line by line.
+    pub fn into_lines(self) -> impl Iterator<Item = Line> {
+        self.0.into_iter()
     }
 
-    fn fine(&mut self, line: String) {
-        self.0.push((false, line));
+    fn fine(&mut self, text: String) {
+        self.0.push(Line { seen: Seen::Fine, text, mend: None });
     }
 
-    fn wrong(&mut self, line: String) {
-        self.0.push((true, line));
+    fn wrong(&mut self, text: String, mend: &str) {
+        self.0.push(Line { seen: Seen::Wrong, text, mend: Some(mend.to_owned()) });
+    }
+
+    fn unseen(&mut self, text: String, error: kube::Error) {
+        self.0.push(Line { seen: Seen::Not(error), text, mend: None });
     }
 
     fn secrets(
         &mut self,
-        own: Result<Option<Secret>, String>,
-        theirs: Result<Option<Secret>, String>,
+        own: Found,
+        theirs: Found,
         settings: &Settings,
         configurations: &[Configuration],
         now: Timestamp,
     ) {
         let (namespace, secret) = (&settings.service_namespace, &settings.ca_secret);
         match own {
-            Err(message) => self.fine(format!("Secret {namespace}/{secret}: may not be read: {message}")),
+            Err(error) => self.unseen(format!("Secret {namespace}/{secret}"), error),
             Ok(Some(found)) => match store::read(&found) {
-                Err(error) => self.wrong(format!("Secret {namespace}/{secret}: {error:#}")),
+                Err(error) => self.wrong(
+                    format!("Secret {namespace}/{secret}: {error:#}"),
+                    &format!("kubectl delete secret {secret} -n {namespace}; a running server makes another one"),
+                ),
                 Ok(authority) => {
                     let certificate = authority.certificate();
                     let told = format!("Secret {namespace}/{secret}: a certificate authority of ours");
                     match certificate.why_not_valid(now) {
                         None => self.fine(format!("{told}, valid until {}", certificate.not_after)),
-                        Some(why) => self.wrong(format!("{told}: {why}; a running server makes another one")),
+                        Some(why) => self.wrong(format!("{told}: {why}"), &by_server(namespace)),
                     }
                     let distrust = configurations.iter().find_map(|found| Some((found, found.distrusts(certificate)?)));
                     if let Some((configuration, webhook)) = distrust {
                         let (kind, name) = (configuration.kind.name(), &configuration.name);
-                        self.wrong(format!(
-                            "{kind} {name}, webhook {webhook}: does not trust it; a running server mends that, or its log says why not"
-                        ));
+                        self.wrong(
+                            format!("{kind} {name}, webhook {webhook}: does not trust it"),
+                            &by_server(namespace),
+                        );
                     }
                 }
             },
@@ -98,25 +125,22 @@ impl Survey {
     }
 
     /// The Secret of those who bring their own certificate.
-    fn other_secret(
-        &mut self,
-        theirs: Result<Option<Secret>, String>,
-        settings: &Settings,
-        configurations: &[Configuration],
-        now: Timestamp,
-    ) {
+    fn other_secret(&mut self, theirs: Found, settings: &Settings, configurations: &[Configuration], now: Timestamp) {
         let (namespace, secret) = (&settings.service_namespace, names::TLS_SECRET);
         let data = match theirs {
-            Err(message) => return self.fine(format!("Secret {namespace}/{secret}: may not be read: {message}")),
+            Err(error) => return self.unseen(format!("Secret {namespace}/{secret}"), error),
             Ok(Some(found)) => found.data.unwrap_or_default(),
             Ok(None) if configurations.is_empty() => {
                 return self.fine("certificates: none, and nobody calls us: not installed".to_owned());
             }
             Ok(None) => {
                 let own = &settings.ca_secret;
-                return self.wrong(format!(
-                    "certificates: neither Secret {namespace}/{own} (made by a running server) nor {namespace}/{secret} (made by cert-manager or create-cert.sh) is there"
-                ));
+                return self.wrong(
+                    format!(
+                        "certificates: neither Secret {namespace}/{own} (made by a running server) nor {namespace}/{secret} (made by cert-manager or create-cert.sh) is there"
+                    ),
+                    &by_server(namespace),
+                );
             }
         };
         let certificate = data.get("tls.crt").map(|certificate| certificate.0.as_slice()).unwrap_or_default();
@@ -128,7 +152,7 @@ impl Survey {
             }
             Some(Err(_)) | None => {
                 return self
-                    .wrong(format!("Secret {namespace}/{secret}: tls.crt has no certificate; run create-cert.sh"));
+                    .wrong(format!("Secret {namespace}/{secret}: tls.crt has no certificate"), "run create-cert.sh");
             }
         }
         // As the API server will: by the name of the Service, and whom each webhook trusts.
@@ -139,14 +163,15 @@ impl Survey {
             if let Some((webhook, why)) =
                 configuration.bundles().find_map(|(webhook, found)| Some((webhook, why(found)?)))
             {
-                self.wrong(format!(
-                    "{kind} {name}, webhook {webhook}: does not trust it as {host}: {why}; run create-cert.sh, or look at cert-manager's cainjector"
-                ));
+                self.wrong(
+                    format!("{kind} {name}, webhook {webhook}: does not trust it as {host}: {why}"),
+                    "run create-cert.sh, or look at cert-manager's cainjector",
+                );
             }
         }
     }
 
-    fn configurations(&mut self, configurations: &[Configuration], name: &str, now: Timestamp) {
+    fn configurations(&mut self, configurations: &[Configuration], (namespace, name): (&str, &str), now: Timestamp) {
         for kind in Kind::ALL {
             match configurations.iter().find(|configuration| configuration.kind == kind) {
                 None => self.fine(format!("{} {name}: not there", kind.name())),
@@ -157,20 +182,17 @@ impl Survey {
                     let trusted = configuration.trusted();
                     match trusted.iter().filter(|certificate| certificate.is_valid(now)).map(|one| one.not_after).max()
                     {
-                        None => self.wrong(format!(
-                            "{} {name}: trusts no certificate authority that is valid; the API server cannot call us",
-                            kind.name()
-                        )),
+                        None => self.wrong(
+                            format!(
+                                "{} {name}: trusts no certificate authority that is valid; the API server cannot call us",
+                                kind.name()
+                            ),
+                            &by_server(namespace),
+                        ),
                         Some(end) => self.fine(format!("{} {name}: trusts us until {end}", kind.name())),
                     }
                 }
             }
         }
-    }
-}
-
-impl fmt::Display for Survey {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|(is_wrong, line)| writeln!(out, "{}{line}", if *is_wrong { "WRONG: " } else { "" }))
     }
 }

@@ -128,6 +128,17 @@ impl Client {
         self.ask(method, path, body.into(), repeat).await
     }
 
+    /// Reads what is no part of the API, such as `/health`, once.
+    ///
+    /// # Errors
+    /// No answer, or one that is no success.
+    pub async fn plain(&self, path: &str) -> Result<String, Error> {
+        let asked = timeout(self.shared.patience, self.ask_at(&Method::GET, path, Bytes::new())).await;
+        let answer = asked
+            .unwrap_or_else(|_| Err(Error::TimedOut(format!("{path} took longer than {:?}", self.shared.patience))))?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -160,8 +171,12 @@ impl Client {
     }
 
     async fn ask_once(&self, method: &Method, path: &str, body: Bytes) -> Result<Bytes, Error> {
+        self.ask_at(method, &format!("/api/{path}"), body).await
+    }
+
+    async fn ask_at(&self, method: &Method, path: &str, body: Bytes) -> Result<Bytes, Error> {
         let unaskable = |error: &dyn std::fmt::Display| Error::Unaskable(format!("{path}: {error:#}"));
-        let uri: Uri = format!("{}/api/{path}", self.shared.base).parse().map_err(|error| unaskable(&error))?;
+        let uri: Uri = format!("{}{path}", self.shared.base).parse().map_err(|error| unaskable(&error))?;
         let authorization = self.shared.credentials.header().map_err(|error| unaskable(&error))?;
         let mut request =
             Request::builder().method(method).uri(uri).header(USER_AGENT, US).header(ACCEPT, "application/json");

@@ -26,5 +26,5 @@ pub use plan::{Action, Observed, plan};
 pub use profile::{Defaults, Grant, Mesh, NamespaceFacts, ProfileFacts, Verdict, verdict};
 pub use settings::Settings;
 pub use state::{Known, State};
-pub use survey::{Survey, survey};
+pub use survey::{Tenant, survey, tenant};
 pub use watches::PAGE;

@@ -45,13 +45,7 @@ pub struct Known {
 impl State {
     /// What admission has to know of a namespace.
     pub fn known(&self, namespace: &str) -> Known {
-        let facts = self.read();
-        let Some(found) = facts.namespaces.get(namespace) else { return Known::default() };
-        Known {
-            identity: found.identity.as_deref().and_then(|identity| identity.parse().ok()),
-            owner_only: found.owner_only().unwrap_or(Some(true)),
-            owner: owner(namespace, found, facts.profiles.get(namespace)).ok().map(str::to_owned),
-        }
+        self.read().known(namespace)
     }
 
     /// Who has made a Notebook, where that is known beyond doubt.
@@ -69,6 +63,16 @@ impl State {
 }
 
 impl Facts {
+    /// What admission has to know of a namespace.
+    pub(super) fn known(&self, namespace: &str) -> Known {
+        let Some(found) = self.namespaces.get(namespace) else { return Known::default() };
+        Known {
+            identity: found.identity.as_deref().and_then(|identity| identity.parse().ok()),
+            owner_only: found.owner_only().unwrap_or(Some(true)),
+            owner: owner(namespace, found, self.profiles.get(namespace)).ok().map(str::to_owned),
+        }
+    }
+
     /// Everybody who may have to be looked at.
     pub(super) fn tenants(&self) -> BTreeSet<String> {
         let children = self.children.keys().map(|(_, tenant)| tenant);

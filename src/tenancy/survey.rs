@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use clap::ValueEnum as _;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::{Api, Client, Resource};
@@ -10,30 +9,30 @@ use serde::de::DeserializeOwned;
 
 use super::narrow::Narrow;
 use super::state::{Fact, Facts, of_child, of_namespace, of_profile};
-use super::watches::{PAGE, Served, discover, profiles, resource};
-use super::{Action, ChildKind, Defaults, Settings, Verdict, plan};
+use super::watches::{PAGE, Served, discover, objects, profiles, resource};
+use super::{Action, ChildKind, Defaults, Known, Mesh, Settings, Verdict, plan};
 use crate::cluster::names;
 
-/// What was found.
-#[derive(Debug)]
-pub struct Survey {
-    served: Served,
-    tenants: Vec<Tenant>,
-}
-
-#[derive(Debug)]
-struct Tenant {
-    name: String,
-    verdict: Verdict,
+/// A tenant, as it was found.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// Its namespace's name.
+    pub name: String,
+    /// Whose it is.
+    pub verdict: Verdict,
     /// What the controller would do.
-    missing: Vec<String>,
+    pub missing: Vec<String>,
+    /// How its pods are in the mesh.
+    pub mesh: Mesh,
+    /// What admission knows of its namespace.
+    pub known: Known,
 }
 
 /// Lists everything and compares.
 ///
 /// # Errors
 /// What the API server refuses or does not answer.
-pub async fn survey(client: &Client, settings: &Settings, defaults: Defaults) -> kube::Result<Survey> {
+pub async fn survey(client: &Client, settings: &Settings, defaults: Defaults) -> kube::Result<Vec<Tenant>> {
     let served = discover(client).await?;
     let mut facts = Facts::default();
     list(&Api::<PartialObjectMeta<Namespace>>::all(client.clone()), &mut facts, |object| Some(of_namespace(object)))
@@ -44,13 +43,36 @@ pub async fn survey(client: &Client, settings: &Settings, defaults: Defaults) ->
     }
     for kinds in ChildKind::BY_RESOURCE {
         if let Some(kind) = kinds.first().filter(|kind| served.offered.has(**kind)) {
-            list(&Api::all_with(client.clone(), &resource(*kind)), &mut facts, |object| of_child(kinds, object))
-                .await?;
+            let api = objects(client, *kind);
+            list(&api, &mut facts, |object| of_child(kinds, object)).await?;
         }
     }
-    let tenants =
-        facts.tenants().into_iter().map(|name| Tenant::of(name, &facts, served, settings, defaults)).collect();
-    Ok(Survey { served, tenants })
+    Ok(facts.tenants().into_iter().map(|name| Tenant::of(name, &facts, served, settings, defaults)).collect())
+}
+
+/// Looks at one tenant.
+///
+/// # Errors
+/// What the API server refuses or does not answer.
+pub async fn tenant(client: &Client, name: &str, settings: &Settings, defaults: Defaults) -> kube::Result<Tenant> {
+    let served = discover(client).await?;
+    let mut facts = Facts::default();
+    let mut learn = |told: Option<(String, Fact)>| {
+        if let Some((tenant, fact)) = told {
+            fact.learn(&tenant, &mut facts);
+        }
+    };
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    learn(namespaces.get_metadata_opt(name).await?.as_ref().map(of_namespace));
+    if served.profiles {
+        learn(Api::all_with(client.clone(), &profiles()).get_opt(name).await?.as_ref().map(of_profile));
+    }
+    for kind in ChildKind::ALL.into_iter().filter(|kind| served.offered.has(*kind)) {
+        let (namespace, object) = kind.place(name);
+        let found: Api<Narrow> = Api::namespaced_with(client.clone(), &namespace, &resource(kind));
+        learn(found.get_opt(&object).await?.as_ref().and_then(|found| of_child(&[kind], found)));
+    }
+    Ok(Tenant::of(name.to_owned(), &facts, served, settings, defaults))
 }
 
 async fn list<K>(api: &Api<K>, facts: &mut Facts, read: impl Fn(&K) -> Option<(String, Fact)>) -> kube::Result<()>
@@ -79,7 +101,9 @@ impl Tenant {
             Verdict::Terminating => Vec::new(),
             _ => plan(&children, found).iter().map(|action| said(action, &name)).collect(),
         };
-        Self { name, verdict, missing }
+        let mesh = facts.namespaces.get(&name).map(|namespace| namespace.mesh).unwrap_or_default();
+        let known = facts.known(&name);
+        Self { name, verdict, missing, mesh, known }
     }
 }
 
@@ -95,45 +119,5 @@ fn said(action: &Action<'_>, tenant: &str) -> String {
         Action::Taken(child) => {
             format!("{} is there without our label {}=true", place(child.kind), names::TENANT_LABEL)
         }
-    }
-}
-
-impl Survey {
-    /// Whether anything needs somebody's attention.
-    #[must_use]
-    pub fn is_sound(&self) -> bool {
-        self.tenants
-            .iter()
-            .all(|tenant| tenant.missing.is_empty() && !matches!(tenant.verdict, Verdict::Refused { .. }))
-    }
-}
-
-/// A line for each kind and each tenant, and one for what is wrong.
-impl fmt::Display for Survey {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let served = |served: bool| if served { "served" } else { "not served" };
-        writeln!(out, "{:<22} {}", names::PROFILE, served(self.served.profiles))?;
-        for kind in ChildKind::BY_RESOURCE.into_iter().filter_map(<[_]>::first) {
-            writeln!(out, "{:<22} {}", kind.kind(), served(self.served.offered.has(*kind)))?;
-        }
-        for Tenant { name, verdict, missing } in &self.tenants {
-            match verdict {
-                Verdict::Tenant(grant) => {
-                    let identity = grant
-                        .identity
-                        .to_possible_value()
-                        .map_or_else(String::new, |value| value.get_name().to_owned());
-                    let whoever = if grant.owner_only { ", where its owner has made it" } else { "" };
-                    writeln!(out, "tenant {name}: acts as {} by {identity}{whoever}", grant.owner)?;
-                }
-                Verdict::None(reason) => writeln!(out, "tenant {name}: nothing is granted: {reason}")?,
-                Verdict::Refused { message, .. } => writeln!(out, "tenant {name}: REFUSED: {message}")?,
-                Verdict::Terminating => writeln!(out, "tenant {name}: on its way out")?,
-            }
-            for problem in missing {
-                writeln!(out, "  {problem}; the replica that holds the lease mends it, or its log says why not")?;
-            }
-        }
-        Ok(())
     }
 }

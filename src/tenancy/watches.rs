@@ -13,6 +13,7 @@ use kube::{Api, Client};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::narrow::Narrow;
 use super::state::{Fact, Source, of_child, of_namespace, of_notebook, of_profile};
 use super::{ChildKind, Metrics, Offered, State};
 use crate::cluster::names;
@@ -124,6 +125,16 @@ pub(super) fn resource(kind: ChildKind) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.kind()), kind.plural())
 }
 
+/// Where objects of a child's kind are, as far as we may see them.
+pub(super) fn objects(client: &Client, kind: ChildKind) -> Api<Narrow> {
+    match kind {
+        ChildKind::EnvoyFilter | ChildKind::RemovingEnvoyFilter => Api::all_with(client.clone(), &resource(kind)),
+        ChildKind::AuthorizationPolicy | ChildKind::ServiceRoleBinding => {
+            Api::namespaced_with(client.clone(), names::KUBEFLOW_NAMESPACE, &resource(kind))
+        }
+    }
+}
+
 /// The resource of Profiles.
 pub(super) fn profiles() -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(names::KUBEFLOW_GROUP, "v1", names::PROFILE), "profiles")
@@ -217,10 +228,7 @@ fn watches(client: &Client, served: Served) -> VecDeque<Steps> {
     for kinds in ChildKind::BY_RESOURCE {
         let Some(kind) = kinds.first().copied().filter(|kind| served.offered.has(*kind)) else { continue };
         // Neither by our label nor by name: what stands in our place without it has to be seen as well.
-        let api = match kind {
-            ChildKind::EnvoyFilter => Api::all_with(client.clone(), &resource(kind)),
-            _ => Api::namespaced_with(client.clone(), names::KUBEFLOW_NAMESPACE, &resource(kind)),
-        };
+        let api = objects(client, kind);
         watches.push_back(steps(sources(kind), watcher(api, config()), move |object| of_child(kinds, object)));
     }
     watches

@@ -31,6 +31,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
     ("reviewer", &["admission", "gate", "images", "mutate", "tenancy"]),
+    ("check", &["admission", "certs", "cli", "cluster", "gate", "looked", "mlflow", "tenancy", "yaml"]),
+    ("explain", &["admission", "cli", "cluster", "looked", "mutate", "tenancy", "yaml"]),
+    ("looked", &["cli"]),
     ("inspect", &["admission", "cli", "cluster", "gate", "images", "yaml"]),
     (
         "cli",

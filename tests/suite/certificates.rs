@@ -775,11 +775,22 @@ fn check_says_whom_the_api_server_trusts_and_until_when() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
         let secret = scene.secret_name();
         command.args(["check", "--service", &scene.name, "--service-namespace", &scene.name]);
-        command.args(["--webhook-configuration", &scene.name, "--ca-secret", &secret]);
+        command.args(["--webhook-configuration", &scene.name, "--ca-secret", &secret, "-o", "json"]);
         let output = command.env("KUBECONFIG", scene.cluster.kubeconfig()).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().iter().filter(|found| found["check"] == "certificate");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let line = |found: &Value| {
+            format!(
+                "{}: {}; {}\n",
+                text(&found["state"]).replace("wrong", "WRONG"),
+                text(&found["message"]),
+                text(&found["mend"])
+            )
+        };
+        findings.map(line).collect::<String>()
     };
-    assert!(check().contains("certificates: none, and nobody calls us: not installed\n"), "{}", check());
+    assert!(check().contains("certificates: none, and nobody calls us: not installed"), "{}", check());
     scene.apply_configuration();
     let said = check();
     assert!(said.contains("WRONG: certificates: neither Secret"), "{said}");

@@ -92,7 +92,7 @@ pub fn tenancy_settings(flags: &[&str]) -> tenancy::Settings {
     let arguments = ["tenancy-fixer", "check"].into_iter().chain(flags.iter().copied());
     let cli = Cli::from_arguments(arguments.map(OsString::from).collect()).unwrap_or_else(|error| panic!("{error}"));
     let CliCommand::Check(check) = cli.command else { panic!("check was asked for") };
-    check.in_cluster.tenancy
+    check.serve.in_cluster.tenancy
 }
 
 /// A folder of a test's own below `target`, empty.
