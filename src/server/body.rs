@@ -9,6 +9,7 @@ use hyper::StatusCode;
 use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::clock::Clock;
 use super::metrics::{Metrics, Rejection};
 use super::share::Share;
 
@@ -50,6 +51,7 @@ pub struct Body {
     bill: Bill,
     due: Instant,
     alarm: Option<Pin<Box<Sleep>>>,
+    clock: Clock,
     metrics: Metrics,
 }
 
@@ -89,8 +91,8 @@ impl fmt::Display for BodyError {
 impl std::error::Error for BodyError {}
 
 impl Body {
-    pub(super) fn new(inner: Incoming, bill: Bill, due: Instant, metrics: Metrics) -> Self {
-        Self { inner, bill, due, alarm: None, metrics }
+    pub(super) fn new(inner: Incoming, bill: Bill, due: Instant, clock: Clock, metrics: Metrics) -> Self {
+        Self { inner, bill, due, alarm: None, clock, metrics }
     }
 }
 
@@ -108,7 +110,10 @@ impl HttpBody for Body {
                 Poll::Ready(Some(counted.map(|()| frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.clock.leaves_unread(false);
+                Poll::Ready(None)
+            }
             Poll::Pending => {
                 let due = self.due;
                 let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
@@ -116,6 +121,8 @@ impl HttpBody for Body {
                     return Poll::Pending;
                 }
                 self.metrics.rejected(Rejection::BodyTimeout);
+                // It has had its time.
+                self.clock.leaves_unread(false);
                 Poll::Ready(Some(Err(BodyError::Slow)))
             }
         }

@@ -6,13 +6,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::ready;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::metrics::{Metrics, Rejection};
 
 /// No client of ours waits longer for an answer: the API server's own limit is 30 seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(35);
+/// How long a client may go on sending a body that is already answered; less than open requests have at the end.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,18 +80,25 @@ struct Shared {
     times: Times,
     metrics: Metrics,
     now: Mutex<(Phase, Instant)>,
+    unread: AtomicBool,
 }
 
 impl Clock {
     pub(super) fn start(phase: Phase, times: Times, metrics: Metrics) -> Self {
         metrics.moved(None, Some(phase.state()));
-        Self(Arc::new(Shared { times, metrics, now: Mutex::new((phase, Instant::now() + times.of(phase))) }))
+        let now = Mutex::new((phase, Instant::now() + times.of(phase)));
+        Self(Arc::new(Shared { times, metrics, now, unread: AtomicBool::new(false) }))
     }
 
     pub(super) fn enter(&self, phase: Phase) {
         let mut now = self.now();
         self.0.metrics.moved(Some(now.0.state()), Some(phase.state()));
         *now = (phase, Instant::now() + self.0.times.of(phase));
+    }
+
+    /// Whether the client may still be sending what nobody has read.
+    pub(super) fn leaves_unread(&self, unread: bool) {
+        self.0.unread.store(unread, Ordering::Relaxed);
     }
 
     fn heard(&self) {
@@ -134,10 +146,36 @@ impl Drop for Shared {
     }
 }
 
-/// A stream that tells the clock when something comes.
+/// A stream that tells the clock when something comes, and that is not closed under a client which is still sending: the kernel
+/// would throw away the answer together with what nobody has read.
 pub(super) struct Heard<S> {
-    pub(super) stream: S,
-    pub(super) clock: Clock,
+    stream: S,
+    clock: Clock,
+    lingers: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Heard<S> {
+    pub(super) const fn new(stream: S, clock: Clock) -> Self {
+        Self { stream, clock, lingers: None }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Heard<S> {
+    /// Reads and forgets, until the client has closed its side or has had its time.
+    fn poll_rest(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let alarm = self.lingers.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        loop {
+            if alarm.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            let mut bytes = [MaybeUninit::uninit(); 4096];
+            let mut buffer = ReadBuf::uninit(&mut bytes);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(());
+            }
+        }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
@@ -155,7 +193,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
@@ -165,7 +203,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.lingers.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        }
+        if self.clock.0.unread.load(Ordering::Relaxed) {
+            ready!(self.poll_rest(context));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(

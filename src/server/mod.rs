@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -236,13 +236,14 @@ where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let metrics = self.metrics.clone();
-        let heard = Heard { stream, clock: clock.clone() };
+        let heard = Heard::new(stream, clock.clone());
         let in_service = clock.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             in_service.enter(Phase::Request);
+            in_service.leaves_unread(!request.body().is_end_stream());
             let (common, clock) = (Arc::clone(&self), in_service.clone());
             async move {
-                let response = common.answer(request, peer).await;
+                let response = common.answer(request, peer, &clock).await;
                 clock.enter(Phase::Idle);
                 Ok::<_, Infallible>(response)
             }
@@ -271,7 +272,7 @@ where
     }
 
     /// One request within its limits; a panic of the handler is its answer's alone.
-    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr, clock: &Clock) -> Response<Full<Bytes>> {
         let _open = self.activity.begin();
         if request.headers().contains_key(TRANSFER_ENCODING) {
             // All clients of ours know how long their bodies are. What does not is mostly somebody who wants two servers to
@@ -283,7 +284,7 @@ where
             return response;
         }
         let mut response = if let Ok(share) = self.limits.requests.one(peer.ip()) {
-            self.handled(request, peer, share).await
+            self.handled(request, peer, clock, share).await
         } else {
             self.metrics.rejected(Rejection::Requests);
             let message = "too many requests are being answered at the moment; come again";
@@ -297,11 +298,17 @@ where
         response
     }
 
-    async fn handled(&self, request: Request<Incoming>, peer: SocketAddr, _share: Share) -> Response<Full<Bytes>> {
+    async fn handled(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        clock: &Clock,
+        _share: Share,
+    ) -> Response<Full<Bytes>> {
         let uri = request.uri().clone();
         let bill = Bill::new(self.limits.bytes.nothing(peer.ip()), self.metrics.clone());
         let due = Instant::now() + self.limits.body;
-        let mut request = request.map(|body| Body::new(body, bill.clone(), due, self.metrics.clone()));
+        let mut request = request.map(|body| Body::new(body, bill.clone(), due, clock.clone(), self.metrics.clone()));
         // The handler says how long it keeps what it has read: as long as it keeps the request's extensions.
         request.extensions_mut().insert(bill);
         // Nothing of ours is shared with the handler that it could leave half changed.

@@ -505,7 +505,8 @@ fn ctrl_c_asks_what_is_to_become_of_the_run() {
     let _stand_in = scene.stand_in(&scripts, true);
     for (answer, code, status) in [("c\n", 1, "KILLED"), ("d\n", 0, "RUNNING"), ("\u{3}", 0, "RUNNING")] {
         let run = scene.submit(&scripts, "custom.json", &["-P", "until=never"]);
-        let inner = format!("{} project attach {run}", env!("CARGO_BIN_EXE_tenancy-fixer"));
+        // A shell that stays would tell of Ctrl-C in place of what our exit code is; `script` takes $SHELL, or another one.
+        let inner = format!("exec {} project attach {run}", env!("CARGO_BIN_EXE_tenancy-fixer"));
         let mut command = Command::new("script");
         command.args(["--quiet", "--return", "--command", &inner, "/dev/null"]);
         command.env("KUBECONFIG", &scene.kubeconfig).env("MLFLOW_TRACKING_URI", mlflow().url());
