@@ -113,6 +113,8 @@ mod server_tls;
 mod serving;
 #[path = "suite/serving_deliveries.rs"]
 mod serving_deliveries;
+#[path = "suite/serving_replays.rs"]
+mod serving_replays;
 #[path = "suite/stand_in_node.rs"]
 mod stand_in_node;
 #[path = "suite/support.rs"]

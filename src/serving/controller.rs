@@ -32,6 +32,8 @@ const CONCURRENCY: usize = 8;
 /// Pause after a first failure; it doubles.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// How long deliveries are gathered that have everything looked at.
+const BURST: Duration = Duration::from_millis(250);
 
 /// What serving works with.
 pub struct Context {
@@ -65,7 +67,8 @@ pub(super) struct Worker {
     pub(super) recorder: Recorder,
     pub(super) answers: Answers,
     pub(super) polls: watch::Sender<bool>,
-    pub(super) registered: watch::Sender<Option<String>>,
+    /// Empty as long as MLflow has no webhook of ours.
+    pub(super) registered: watch::Sender<registration::Registered>,
     /// Told when the secret is another one.
     pub(super) secret: watch::Sender<()>,
     synced: watch::Sender<Synced>,
@@ -163,7 +166,7 @@ impl Worker {
             recorder: Recorder::new(context.client.clone(), reporter),
             answers: Answers::default(),
             polls: watch::Sender::new(context.plan.polls),
-            registered: watch::Sender::new(None),
+            registered: watch::Sender::default(),
             secret: watch::Sender::new(()),
             synced: watch::Sender::new(Synced::default()),
             queue: Mutex::default(),
@@ -198,11 +201,20 @@ impl Worker {
         self.schedule(Wake::One(key), Instant::now());
     }
 
+    /// MLflow has delivered that. Where it has workspaces it is not sure in which one: MLflow 3.17 remembers webhooks by the event alone, and
+    /// sends what happens in one workspace to the webhooks of another, under the name of that (mlflow/webhooks/delivery.py). All are looked at.
+    pub(super) fn delivered(&self, key: Key) {
+        if self.context.plan.workspaces != Workspaces::None {
+            self.schedule(Wake::All, Instant::now() + BURST);
+        }
+        self.changed(key);
+    }
+
     /// The same, and what comes of it.
-    pub(super) fn changed_and_waited_for(&self, key: Key) -> oneshot::Receiver<Result<&'static str, String>> {
+    pub(super) fn delivered_and_waited_for(&self, key: Key) -> oneshot::Receiver<Result<&'static str, String>> {
         let (sender, receiver) = oneshot::channel();
         lock(&self.minds).waiters.entry(key.clone()).or_default().push(sender);
-        self.changed(key);
+        self.delivered(key);
         receiver
     }
 

@@ -180,7 +180,7 @@ impl Listener {
             relay::hand_over(worker, &key, id).await.map_err(failed)?;
             return Ok("handed_over");
         }
-        match timeout(PATIENCE, worker.changed_and_waited_for(key)).await {
+        match timeout(PATIENCE, worker.delivered_and_waited_for(key)).await {
             Ok(Ok(Ok(done))) => Ok(done),
             Ok(Ok(Err(error))) => Err(failed(error)),
             Ok(Err(_)) => Err(failed("this replica stopped working in the middle".to_owned())),
@@ -209,10 +209,10 @@ impl Listener {
 
     async fn health(&self) -> Value {
         let worker = &self.0.worker;
-        let workspace = worker.workspaces();
         let asked = timeout(HEALTH_PATIENCE, async {
-            workspace.await?;
-            worker.context.mlflow.webhooks().await
+            // Where there are workspaces, the one by default may be nobody's.
+            let workspaces = worker.workspaces().await?;
+            worker.mlflow_of(workspaces.first().and_then(Option::as_deref))?.webhooks().await
         });
         let (mlflow, of_mlflow) = match asked.await {
             Ok(Ok(webhooks)) => {
@@ -234,7 +234,7 @@ impl Listener {
         details.insert(named(mlflow, "mlflow", "mlflow_error").to_owned(), of_mlflow);
         details.insert(named(synced, "kubernetes", "kubernetes_error").to_owned(), of_cluster);
         details.insert("polling".to_owned(), json!(*worker.polls.borrow()));
-        details.insert("webhook_registered".to_owned(), json!(worker.registered.borrow().is_some()));
+        details.insert("webhook_registered".to_owned(), json!(!worker.registered.borrow().is_empty()));
         details.insert("leader".to_owned(), json!(worker.leads()));
         json!({
             "status": if mlflow && synced { "healthy" } else { "degraded" },

@@ -1,6 +1,8 @@
 //! Our webhook in MLflow: there, up to date, and able to deliver; and polling as long as it is not. Only the replica that works does so,
-//! and it only ever touches the webhook that leads to our URL.
+//! and it only ever touches the webhook that leads to our URL. Where MLflow has workspaces, it keeps webhooks for each by itself, so there
+//! is one in each that is served.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::controller::{Wake, Worker};
 use super::settings::WebhookPlan;
-use crate::mlflow::{Event, Webhook, WebhookRequest};
+use crate::mlflow::{self, Event, Webhook, WebhookRequest};
 
 /// Between two attempts at the start, as the listener that was here before had it.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -23,32 +25,64 @@ const SECRET_CHECK: Duration = Duration::from_secs(5);
 const CACHE: Duration = Duration::from_secs(65);
 const DESCRIPTION: &str = "Automatically deploy MLflow models to KServe based on tags";
 
+/// Ids of our webhooks, by workspace.
+pub(super) type Registered = HashMap<Option<String>, String>;
+
 /// For ever.
 pub(super) async fn keep(worker: &Arc<Worker>) {
     let Some(webhook) = &worker.context.plan.webhook else { return };
-    let mut is_tried = false;
     let mut secret = worker.secret.subscribe();
+    let mut said = None;
     loop {
         let known = worker.registered.borrow().clone();
-        match attempts(worker, webhook, known.as_deref(), is_tried).await {
-            Ok(done) => {
-                is_tried = true;
-                if webhook.remove {
-                    return;
-                }
-                succeeded(worker, done, known.is_none());
+        let mut found = Registered::new();
+        let done = everywhere(worker, webhook, &known, &mut found).await;
+        let is_new = known.is_empty();
+        worker.registered.send_replace(found);
+        match done {
+            Ok(()) if webhook.remove => return,
+            Ok(()) => {
+                said = None;
+                succeeded(worker, is_new);
                 tokio::select! {
                     () = sleep(CHECK) => {}
-                    Ok(()) = secret.changed() => drop(worker.registered.send_replace(None)),
+                    Ok(()) = secret.changed() => drop(worker.registered.send_replace(Registered::new())),
                 }
             }
             Err(error) => {
-                is_tried = false;
-                failed(worker, &error);
+                let error = format!("{error:#}");
+                failed(worker, &error, said.as_ref() == Some(&error));
+                said = Some(error);
                 sleep(worker.context.plan.interval.min(CHECK)).await;
             }
         }
     }
+}
+
+/// In each workspace that is served; one that refuses keeps nobody else from theirs.
+async fn everywhere(
+    worker: &Worker,
+    webhook: &WebhookPlan,
+    known: &Registered,
+    found: &mut Registered,
+) -> anyhow::Result<()> {
+    let listing = async || worker.workspaces().await.context("listing MLflow's workspaces");
+    let workspaces = attempts(webhook, listing).await?;
+    let mut first = None;
+    for workspace in workspaces {
+        let before = known.get(&workspace).map(String::as_str);
+        let client = worker.mlflow_of(workspace.as_deref())?;
+        let done = attempts(webhook, async || ensure(worker, &client, webhook, before).await).await;
+        match (done, workspace) {
+            (Ok(Some(id)), workspace) => drop(found.insert(workspace, id)),
+            (Ok(None), _) => {}
+            (Err(error), Some(name)) => {
+                first.get_or_insert(error.context(format!("workspace {name}")));
+            }
+            (Err(error), None) => return Err(error),
+        }
+    }
+    first.map_or(Ok(()), Err)
 }
 
 /// Reads the file with the secret again and again.
@@ -73,9 +107,8 @@ pub(super) async fn follow_secret(worker: &Worker) {
     }
 }
 
-fn succeeded(worker: &Worker, id: String, is_new: bool) {
+fn succeeded(worker: &Worker, is_new: bool) {
     worker.context.metrics.registered(true);
-    worker.registered.send_replace(Some(id));
     let polls = worker.context.plan.polls;
     let polled = worker.polls.send_replace(polls);
     if is_new {
@@ -86,16 +119,19 @@ fn succeeded(worker: &Worker, id: String, is_new: bool) {
     }
 }
 
-fn failed(worker: &Worker, cause: &anyhow::Error) {
+/// Said once as long as it stays the same.
+fn failed(worker: &Worker, cause: &str, is_said: bool) {
     worker.context.metrics.registered(false);
-    worker.registered.send_replace(None);
-    let cause = format!("{cause:#}");
+    if worker.context.plan.fallback {
+        worker.polls.send_replace(true);
+    }
+    if is_said {
+        return;
+    }
     if worker.context.plan.polls {
         warn!(error = cause, "MLflow's webhook is not registered; we poll in any case");
     } else if worker.context.plan.fallback {
-        if !worker.polls.send_replace(true) {
-            warn!(error = cause, "MLflow's webhook is not registered: polling until it is");
-        }
+        warn!(error = cause, "MLflow's webhook is not registered: polling until it is");
     } else {
         error!(
             error = cause,
@@ -104,15 +140,11 @@ fn failed(worker: &Worker, cause: &anyhow::Error) {
     }
 }
 
-async fn attempts(
-    worker: &Worker,
-    webhook: &WebhookPlan,
-    known: Option<&str>,
-    is_tried: bool,
-) -> anyhow::Result<String> {
+/// As often and for as long as the settings say.
+async fn attempts<T>(webhook: &WebhookPlan, once: impl AsyncFn() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let mut attempt = 0;
     loop {
-        let result = timeout(webhook.timeout, ensure(worker, webhook, known, is_tried)).await;
+        let result = timeout(webhook.timeout, once()).await;
         let result = result
             .unwrap_or_else(|_| Err(anyhow!("it took longer than {:?} (--mlflow-webhook-timeout)", webhook.timeout)));
         match result {
@@ -126,9 +158,13 @@ async fn attempts(
     }
 }
 
-/// Makes it so; the webhook's id.
-async fn ensure(worker: &Worker, webhook: &WebhookPlan, known: Option<&str>, is_tried: bool) -> anyhow::Result<String> {
-    let client = &worker.context.mlflow;
+/// Makes it so; the webhook's id, unless it is removed.
+async fn ensure(
+    worker: &Worker,
+    client: &mlflow::Client,
+    webhook: &WebhookPlan,
+    known: Option<&str>,
+) -> anyhow::Result<Option<String>> {
     let all = client.webhooks().await.context("listing MLflow's webhooks")?;
     let ours: Vec<&Webhook> = all.iter().filter(|found| found.url == webhook.url).collect();
     if webhook.remove {
@@ -136,7 +172,7 @@ async fn ensure(worker: &Worker, webhook: &WebhookPlan, known: Option<&str>, is_
             client.delete_webhook(&found.webhook_id).await.context("removing our webhook")?;
             info!(name = found.name, url = found.url, "our webhook is removed from MLflow");
         }
-        return Ok(String::new());
+        return Ok(None);
     }
     if ours.len() > 1 {
         warn!(
@@ -169,12 +205,12 @@ async fn ensure(worker: &Worker, webhook: &WebhookPlan, known: Option<&str>, is_
             made.webhook_id
         }
     };
-    if is_tried && known == Some(&id) {
-        return Ok(id);
+    if known == Some(&id) {
+        return Ok(Some(id));
     }
     let result = client.test_webhook(&id).await.context("asking MLflow for a delivery")?;
     if result.success {
-        return Ok(id);
+        return Ok(Some(id));
     }
     let why = result.error_message.or_else(|| result.response_status.map(|status| format!("it was answered {status}")));
     Err(anyhow!("MLflow cannot deliver to {}: {}", webhook.url, why.unwrap_or_default()))

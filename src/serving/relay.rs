@@ -48,7 +48,7 @@ pub(super) async fn follow(worker: &Worker) {
         match event {
             Ok(Event::Apply(lease)) => {
                 if let Some(key) = named(&lease) {
-                    worker.changed(key);
+                    worker.delivered(key);
                 }
             }
             Ok(Event::InitApply(_) | Event::Init) => {}

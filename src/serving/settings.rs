@@ -225,8 +225,11 @@ impl Settings {
             recipe: self.recipe()?,
             storage: self.storage()?,
             targets: self.targets()?,
+            // MLflow loses deliveries where it has workspaces: see `Worker::delivered`.
+            polls: polls
+                || !self.mlflow_workspaces.is_empty()
+                || webhook.as_ref().is_some_and(|webhook| webhook.remove),
             workspaces: self.workspaces()?,
-            polls: polls || webhook.as_ref().is_some_and(|webhook| webhook.remove),
             webhook,
             secrets,
             fallback: self.serving_polling_fallback,
