@@ -210,6 +210,26 @@ fn the_services_names_are_known() {
     let objects = with(&["kubeflow"]);
     let host = &object(&objects, "VirtualService", "mlflow")["spec"]["http"][0]["rewrite"]["authority"];
     assert!(hosts.split(',').any(|known| known == host), "{host}");
+    // What serving reads models from is what MLflow writes them to, and it asks where MLflow answers.
+    for (overlay, components, prefix) in [
+        ("default", &["postgres", "s3"][..], ""),
+        ("examples/kubeflow", &["postgres", "s3", "kubeflow", "workspaces"], "/mlflow"),
+    ] {
+        let listener = rendered(&format!("k8s-resources/serving/overlays/{overlay}"));
+        let pod = &object(&listener, "Deployment", "mlflow-kserve-webhook-listener")["spec"]["template"];
+        let value = |name: &str| {
+            let variables = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+            variables.iter().find(|variable| variable["name"] == name).unwrap()["value"].as_str().unwrap().to_owned()
+        };
+        let objects = with(components);
+        let settings = &objects.iter().find(|object| object["kind"] == "ConfigMap").unwrap()["data"];
+        assert_eq!(value("MLFLOW_KSERVE_ARTIFACTS_URI"), settings["MLFLOW_ARTIFACTS_DESTINATION"], "{overlay}");
+        let address = format!("http://mlflow.mlflow.svc.cluster.local:5000{prefix}");
+        assert_eq!(value("MLFLOW_KSERVE_MLFLOW_TRACKING_URI"), address, "{overlay}");
+        assert_eq!(settings["MLFLOW_STATIC_PREFIX"].as_str().unwrap_or_default(), prefix, "{overlay}");
+        // In the mesh of `kubeflow` no policy would name it.
+        assert_eq!(pod["metadata"]["labels"]["sidecar.istio.io/inject"], "false", "{overlay}");
+    }
     // What is told about the workspaces is what the overlay of tenancy-fixer says.
     let fixer = rendered("k8s-resources/overlays/tenant-tracking");
     let variables =

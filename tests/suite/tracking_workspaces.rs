@@ -1,8 +1,11 @@
 //! A workspace for each tenant: MLflow as `components/workspaces` renders it asks a real API server who may do what.
 
-use serde_json::json;
+use hyper::Method;
+use serde_json::{Value, json};
 
-use crate::support::Cluster;
+use crate::mlflow::free_port;
+use crate::pods::rendered;
+use crate::support::{Cluster, wait_for};
 use crate::tracking::{Installation, Server, tenant_of_server, tenants_variables};
 
 /// Writes to each workspace, and prints what came of it.
@@ -108,14 +111,14 @@ fn a_tenant_has_its_workspace_and_no_other() {
         }
     }
     let search = "/mlflow/api/2.0/mlflow/experiments/search?max_results=1";
-    let (status, said) = server.call(hyper::Method::GET, search, &[("x-mlflow-workspace", &alice)], None);
+    let (status, said) = server.call(Method::GET, search, &[("x-mlflow-workspace", &alice)], None);
     assert_eq!(status, 401, "{said}");
 
     // People, by what the gateway says of them: their own, and nobody else's; and the tenants' servers believe no such word.
     let seen_by = |server: &Server, user: &str, workspace: &str| {
         let by_name = format!("/mlflow/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=of-{workspace}");
         let headers = [("x-mlflow-workspace", workspace), ("kubeflow-userid", user)];
-        server.call(hyper::Method::GET, &by_name, &headers, None).0
+        server.call(Method::GET, &by_name, &headers, None).0
     };
     assert_eq!(seen_by(&people, OWNER, &alice), 200);
     assert_eq!(seen_by(&people, OWNER, &bob), 403);
@@ -123,17 +126,96 @@ fn a_tenant_has_its_workspace_and_no_other() {
     assert_eq!(seen_by(&people, "", &alice), 401);
     assert_eq!(seen_by(&server, OWNER, &alice), 401);
 
+    serves(&cluster, &installation, &server, [&alice, &bob]);
+
     // Rights that are taken away are gone here, too.
     let token = format!("Bearer {}", cluster.kubectl(&["create", "token", "default-editor", "-n", &bob]).trim());
     let status = || {
         let headers = [("x-mlflow-workspace", bob.as_str()), ("authorization", &token)];
         let by_name = format!("/mlflow/api/2.0/mlflow/experiments/get-by-name?experiment_name=of-{bob}");
-        server.call(hyper::Method::GET, &by_name, &headers, None).0
+        server.call(Method::GET, &by_name, &headers, None).0
     };
     assert_eq!(status(), 200);
     cluster.kubectl(&["delete", "rolebinding", "default-editor", "-n", &bob]);
-    crate::support::wait_for("bob's rights to be gone", || status() == 403);
+    wait_for("bob's rights to be gone", || status() == 403);
     for namespace in [&alice, &bob, &outside] {
         cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"]);
     }
+}
+
+/// What is in a tenant's workspace is served in its namespace, by the listener as `overlays/examples/kubeflow` has it, with its rights.
+fn serves(cluster: &Cluster, installation: &Installation, server: &Server, workspaces: [&String; 2]) {
+    let objects = rendered("k8s-resources/serving/overlays/examples/kubeflow");
+    for object in &objects {
+        let kind = object["kind"].as_str().unwrap();
+        if kind == "ServiceAccount" || kind.contains("Role") {
+            cluster.apply(object);
+        }
+    }
+    let account = "mlflow-kserve-webhook-listener";
+    let folder = installation.folder.join("listener");
+    std::fs::create_dir_all(&folder).unwrap();
+    let kubeconfig = cluster.kubeconfig_of(account, "mlflow", &folder);
+    // What is at a place of its own in a pod.
+    let token = folder.join("token");
+    std::fs::write(&token, cluster.kubectl(&["create", "token", account, "-n", "mlflow"])).unwrap();
+    let [alice, bob] = workspaces;
+    for workspace in workspaces {
+        cluster.kubectl(&["label", "namespace", workspace, "kubeflow-extension/serving=true"]);
+    }
+    let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
+    let shipped = |name: &str| {
+        let variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+        let found = variables.iter().find(|variable| variable["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+        found["value"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(shipped("TENANCY_FIXER_MLFLOW_AUTH"), "kubernetes");
+    let artifacts = shipped("MLFLOW_KSERVE_ARTIFACTS_URI");
+
+    // Each tenant registers a model, with the token of its pods.
+    for workspace in workspaces {
+        let token = cluster.kubectl(&["create", "token", "default-editor", "-n", workspace]);
+        let bearer = format!("Bearer {}", token.trim());
+        let headers = [("x-mlflow-workspace", workspace.as_str()), ("authorization", &bearer)];
+        let call = |path: &str, body: Value| {
+            let (status, said) =
+                server.call(Method::POST, &format!("/mlflow/api/2.0/mlflow/{path}"), &headers, Some(&body));
+            assert_eq!(status, 200, "{path}: {said}");
+        };
+        call("registered-models/create", json!({"name": "wine"}));
+        let source = format!("{artifacts}/workspaces/{workspace}/1/model");
+        let tags = json!([{"key": "deploy", "value": "true"}]);
+        call("model-versions/create", json!({"name": "wine", "source": source, "tags": tags}));
+    }
+    let port = free_port();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+    command.args([
+        "serve",
+        "--only",
+        "serving",
+        "--serving-lease-namespace",
+        "mlflow",
+        "--serving-polling-interval",
+        "1s",
+    ]);
+    command.args(["--listen", "127.0.0.1:0", "--ops-listen", &format!("127.0.0.1:{port}"), "--drain-quiet", "0s"]);
+    command.args(["--mlflow-tracking-uri", &format!("{}/mlflow", server.url())]).arg("--mlflow-token-file").arg(token);
+    // Other tests have tenants, too.
+    command.args(["--mlflow-workspaces", &format!("{alice},{bob}"), "--serving-instance", alice]);
+    command.args(["--serving-target", &shipped("TENANCY_FIXER_SERVING_TARGET"), "--serving-artifacts-uri", &artifacts]);
+    command.args(["--serving-mode", &shipped("TENANCY_FIXER_SERVING_MODE"), "--mlflow-webhook-secret", "a secret"]);
+    command.args(["--mlflow-webhook-url", &format!("http://127.0.0.1:{port}/mlflow/webhook")]);
+    command.env("KUBECONFIG", kubeconfig).env("HOME", "/nonexistent");
+    let listener = crate::server::Server::started(command, std::path::PathBuf::new());
+    listener.wait_for_line("the webhooks", |line| line["message"] == "MLflow has our webhook");
+    for workspace in workspaces {
+        wait_for("the model to be served", || cluster.get("inferenceservice", workspace, "wine-v1").is_some());
+        let object = cluster.get("inferenceservice", workspace, "wine-v1").unwrap();
+        let uri = &object["spec"]["predictor"]["model"]["storageUri"];
+        assert_eq!(*uri, format!("{artifacts}/workspaces/{workspace}/1/model"));
+    }
+    // Its status could be written, too.
+    wait_for("every tag", || listener.metric("tenancy_fixer_serving_writes_total{action=\"tag\"}") >= 2);
+    let refused: Vec<_> = listener.lines().into_iter().filter(|line| line["level"] == "WARN").collect();
+    assert!(refused.is_empty(), "{refused:?}");
 }
