@@ -2,11 +2,14 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::jiff::tz::TimeZone;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 
 use super::backend::Backend;
 use super::cluster::{Cluster, Kind, Place};
@@ -26,6 +29,8 @@ use crate::yaml;
 
 /// Neither success nor a run that failed.
 const NOT_DONE: u8 = 2;
+/// Longest time for taking back what was begun.
+const GIVING_UP: Duration = Duration::from_secs(20);
 /// Longest value of a run's parameter (mlflow/utils/validation.py).
 const LONGEST_PARAMETER: usize = 6000;
 
@@ -179,12 +184,17 @@ async fn submit(settings: &Run) -> anyhow::Result<ExitCode> {
     let tags = run_tags(settings, &prepared, &image);
     let run = client.create_run(&experiment_id, settings.run_name.as_deref(), tracking::now(), &tags).await?;
     eprintln!("run {}: {}", run.id, client.base());
-    let created = create(settings, &prepared, &client, &cluster, &kind, &image, &run).await;
+    let (created, otherwise) = tokio::select! {
+        created = create(settings, &prepared, &client, &cluster, &kind, &image, &run) => (created, RunStatus::Failed),
+        interrupted = interrupted() => (interrupted.and_then(|()| bail!("interrupted")), RunStatus::Killed),
+    };
     let stored = match created {
         Ok(stored) => stored,
         Err(error) => {
-            // There is nothing that could still end it.
-            let _ = client.update_run(&run.id, RunStatus::Failed, Some(tracking::now())).await;
+            let giving_up = give_up(&client, &cluster, &kind, &run.id, otherwise);
+            if timeout(GIVING_UP, giving_up).await.is_err() {
+                eprintln!("run {}: tenancy-fixer project cancel ends it, should it have begun", run.id);
+            }
             return Err(error);
         }
     };
@@ -194,6 +204,32 @@ async fn submit(settings: &Run) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     conclude(&client, &cluster, &kind, &stored, &run.id, settings.following).await
+}
+
+/// Ends when the user wants to go before there is anything to follow.
+async fn interrupted() -> anyhow::Result<()> {
+    let mut interrupts = signal(SignalKind::interrupt()).context("waiting for Ctrl-C")?;
+    let mut terminations = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    tokio::select! {
+        _ = interrupts.recv() => {}
+        _ = terminations.recv() => {}
+    }
+    Ok(())
+}
+
+/// Nothing is to go on of a run that nobody follows. The object may have been made although nobody could say so.
+async fn give_up(client: &Client, cluster: &Cluster, kind: &Kind, run_id: &str, status: RunStatus) {
+    if let Ok(run) = client.run_by_id(run_id).await
+        && let Ok(place) = tracking::place(&run)
+        && let Ok(Some(object)) = found(cluster, kind, &place, &run).await
+    {
+        let uid = object.pointer("/metadata/uid").and_then(Value::as_str);
+        match cluster.delete(kind, &place, uid).await {
+            Ok(_) => eprintln!("{place}: deleted"),
+            Err(error) => eprintln!("{error:#}"),
+        }
+    }
+    let _ = client.update_run(run_id, status, Some(tracking::now())).await;
 }
 
 fn dry_run(settings: &Run, prepared: &Prepared) -> anyhow::Result<ExitCode> {

@@ -497,6 +497,45 @@ fn hostile_values_stay_data() {
     }
 }
 
+/// What is fetched is gone before the run ends; the run says what it was.
+#[test]
+fn a_project_may_be_in_a_repository() {
+    let scene = Scene::new("repository");
+    let scripts = scene.scripts();
+    let _stand_in = scene.stand_in(&scripts, true);
+    let repository = scene.folder.join("repository");
+    let git = |arguments: &[&str]| {
+        let author = ["-c", "user.name=a", "-c", "user.email=a@example.org"];
+        let output = Command::new("git").arg("-C").arg(&repository).args(author).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    fs::create_dir(&repository).unwrap();
+    assert!(Command::new("cp").arg("-r").arg(&scripts).arg(repository.join("inner")).status().unwrap().success());
+    git(&["init", "--quiet", "--initial-branch", "trunk"]);
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "-m", "first"]);
+    git(&["tag", "v1"]);
+    let commit = git(&["rev-parse", "HEAD"]);
+    // The newest one does not even have the file.
+    git(&["rm", "--quiet", "-r", "inner"]);
+    git(&["commit", "--quiet", "-m", "second"]);
+
+    let url = format!("file://{}#inner", repository.display());
+    let out = format!("out={}", scene.folder.join("out.json").display());
+    let more = ["--version", "v1", "-n", &scene.namespace, "-e", "say", "-P", &out, "-P", "text=x"];
+    let ended = scene.project(&[&["run", &url, "-c", "job.json"][..], &more].concat());
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let run = tracked(ended.run());
+    assert_eq!((run.status.as_str(), run.tags["mlflow.source.git.commit"].as_str()), ("FINISHED", commit.as_str()));
+    assert_eq!(
+        (run.tags["mlflow.source.name"].as_str(), run.tags["mlflow.source.git.branch"].as_str()),
+        (url.as_str(), "v1")
+    );
+    let ended = scene.project(&["run", &url, "-c", "job.json", "-n", &scene.namespace]);
+    assert!(ended.code == 2 && ended.stderr.contains("no folder inner"), "{ended:?}");
+}
+
 /// The shell of a terminal, as `script` gives it to a program.
 #[test]
 fn ctrl_c_asks_what_is_to_become_of_the_run() {
@@ -532,6 +571,88 @@ fn ctrl_c_asks_what_is_to_become_of_the_run() {
     started.interrupt();
     let ended = started.end();
     assert!(ended.code == 0 && ended.stderr.contains(&format!("project attach {}", ended.run())), "{ended:?}");
+}
+
+/// In a pod there is no kubeconfig, and what it says of contexts is nothing: the cluster is the one around it.
+#[test]
+fn in_a_pod_the_cluster_is_the_one_around_it() {
+    let is_root = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap()) == 0;
+    assert!(is_root, "this test makes a mount namespace, for which it has to be root");
+    let scene = Scene::new("pod");
+    let scripts = scene.scripts();
+    let _stand_in = scene.stand_in(&scripts, true);
+    let account = format!("--serviceaccount={}:default", scene.namespace);
+    scene.cluster.kubectl(&["create", "rolebinding", "runs", "--clusterrole=admin", &account, "-n", &scene.namespace]);
+    // What the kubelet puts into a pod.
+    let config = yaml::value(&fs::read_to_string(scene.cluster.kubeconfig()).unwrap()).unwrap();
+    let cluster = &config["clusters"][0]["cluster"];
+    let (host, port) = cluster["server"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("https://")
+        .unwrap()
+        .trim_end_matches('/')
+        .split_once(':')
+        .unwrap();
+    let authority = cluster["certificate-authority-data"].as_str().unwrap();
+    let authority = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, authority).unwrap();
+    let files = scene.folder.join("serviceaccount");
+    fs::create_dir(&files).unwrap();
+    fs::write(files.join("ca.crt"), authority).unwrap();
+    fs::write(files.join("namespace"), &scene.namespace).unwrap();
+    let token = scene.cluster.kubectl(&["create", "token", "default", "-n", &scene.namespace]);
+    fs::write(files.join("token"), token.trim()).unwrap();
+    // In a mount namespace of its own, which root alone may make.
+    let place = "set -e; mount -t tmpfs none /run; to=/run/secrets/kubernetes.io/serviceaccount; mkdir -p $to; cp \"$0\"/* $to; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", place]).arg(&files).args([
+        "timeout",
+        "150",
+        env!("CARGO_BIN_EXE_tenancy-fixer"),
+    ]);
+    command.args(["project", "run", scripts.to_str().unwrap(), "-c", "job.json", "-e", "say", "-P", "text=x"]);
+    command.arg("-P").arg(format!("out={}", scene.folder.join("out.json").display())).args(["--context", "of-nobody"]);
+    command.env_remove("KUBECONFIG").env("HOME", "/nonexistent").env("MLFLOW_TRACKING_URI", mlflow().url());
+    command.env("KUBERNETES_SERVICE_HOST", host).env("KUBERNETES_SERVICE_PORT", port).stdin(Stdio::null());
+    let ended = Ended::from(command.output().unwrap());
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let run = tracked(ended.run());
+    assert_eq!(
+        (run.status.as_str(), run.tags["kubernetes.namespace"].as_str()),
+        ("FINISHED", scene.namespace.as_str())
+    );
+}
+
+/// Whoever goes before the object is there leaves neither an object nor a run that seems to go on.
+#[test]
+fn ctrl_c_while_the_object_is_created_takes_the_run_back() {
+    let scene = Scene::new("hurry");
+    let scripts = scene.scripts();
+    // A webhook that takes the API server's question and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let name = format!("silent-{}", scene.namespace);
+    let webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": name}, "webhooks": [{
+            "name": "silent.example.org", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "failurePolicy": "Fail", "timeoutSeconds": 30,
+            "clientConfig": {"url": format!("https://{}/", silent.local_addr().unwrap())},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": scene.namespace}},
+            "rules": [{"apiGroups": ["mlflow.org"], "apiVersions": ["*"], "resources": ["customjobs"], "operations": ["CREATE"]}]}]});
+    scene.cluster.apply(&webhook);
+    let started = scene.start(&scene.run(&scripts, "custom.json", &["-P", "until=never"]));
+    silent.set_nonblocking(true).unwrap();
+    let mut asked = None;
+    wait_for("the API server's question while it creates the object", || {
+        asked = silent.accept().ok();
+        asked.is_some()
+    });
+    started.interrupt();
+    let ended = started.end();
+    scene.cluster.kubectl(&["delete", "validatingwebhookconfiguration", &name]);
+    drop(asked);
+    assert!(ended.code == 2 && ended.stderr.contains("interrupted"), "{ended:?}");
+    assert_eq!(tracked(ended.run()).status, "KILLED");
+    assert!(scene.object("customjobs", ended.run()).is_none());
 }
 
 #[test]
