@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
@@ -10,10 +9,7 @@ use hyper::body::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio_rustls::TlsAcceptor;
 
 use crate::server::Certificate;
 
@@ -23,12 +19,7 @@ pub struct LaterWebhook {
 
 impl LaterWebhook {
     pub fn start(certificate: &Certificate) -> Self {
-        let chain = vec![CertificateDer::from_pem_file(&certificate.chain).unwrap()];
-        let key = PrivateKeyDer::from_pem_file(&certificate.key).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config =
-            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap()));
+        let acceptor = certificate.acceptor();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();

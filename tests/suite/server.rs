@@ -17,8 +17,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Longest time that anything here may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -51,6 +51,42 @@ impl Certificate {
             chain: write("tls.crt", certificate.pem()),
             key: write("tls.key", key.serialize_pem()),
         }
+    }
+}
+
+impl Certificate {
+    /// Shows it to whoever connects.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let chain = vec![CertificateDer::from_pem_file(&self.chain).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(&self.key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider);
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        TlsAcceptor::from(Arc::new(config.with_single_cert(chain, key).unwrap()))
+    }
+
+    /// TLS in front of somebody who speaks none, as an ingress has it; as long as the test process runs.
+    pub fn in_front_of(&self, server: SocketAddr) -> SocketAddr {
+        let acceptor = self.acceptor();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    let acceptor = acceptor.clone();
+                    tokio::spawn(async move {
+                        let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                        let Ok(mut upstream) = TcpStream::connect(server).await else { return };
+                        // Either end may go at any time.
+                        let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+                    });
+                }
+            });
+        });
+        address
     }
 }
 

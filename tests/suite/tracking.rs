@@ -568,6 +568,34 @@ fn users_have_passwords() {
     let by_name = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=of-alice";
     assert_eq!(second.call(Method::GET, by_name, &[("authorization", &bob)], None).0, 403);
     assert_eq!(second.call(Method::GET, by_name, &[("authorization", &admin)], None).0, 200);
+    we_are_users_too(&installation.folder, &server);
+}
+
+/// Our own client: behind an ingress with a certificate of a private authority, as a user whose password is in a file.
+fn we_are_users_too(folder: &Path, server: &Server) {
+    let certificate = crate::server::Certificate::make(folder);
+    let uri = format!("https://{}", certificate.in_front_of(server.address));
+    let password = folder.join("password");
+    let ask = |user: &str, secret: &str, more: &[&str]| {
+        fs::write(&password, format!("{secret}\n")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenancy-fixer"));
+        command.args(["project", "list", "--experiment-name", "of-alice", "--mlflow-tracking-uri", &uri]);
+        command.args(["--mlflow-retries", "0", "--mlflow-username", user, "--mlflow-password-file"]).arg(&password);
+        let output = command.args(more).env("HOME", "/nonexistent").output().unwrap();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let authority = certificate.ca.to_str().unwrap();
+    let trusting = ["--mlflow-ca-file", authority];
+    for (user, secret, more, code, part) in [
+        ("alice", "alice's p@ss:/%", &trusting[..], 0, "RUN"),
+        ("alice", "alice's p@ss", &trusting, 2, "401"),
+        ("bob", "bob's password", &trusting, 2, "403"),
+        ("alice", "alice's p@ss:/%", &[], 2, "certificate"),
+    ] {
+        let (found, said) = ask(user, secret, more);
+        assert!(found == Some(code) && said.contains(part), "{user}: {found:?} {said}");
+        assert!(!said.contains(secret), "{said}");
+    }
 }
 
 fn ran(command: &mut Command) {
