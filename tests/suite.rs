@@ -23,6 +23,8 @@ mod cluster;
 mod component;
 #[path = "suite/configuration.rs"]
 mod configuration;
+#[path = "suite/contested_tenancy.rs"]
+mod contested_tenancy;
 #[path = "suite/create_cert.rs"]
 mod create_cert;
 #[path = "suite/deploy.rs"]

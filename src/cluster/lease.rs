@@ -125,7 +125,9 @@ impl Lease {
     /// Gives it back, so that another replica need not wait.
     async fn release(&mut self) {
         match timeout(RETRY, self.take("")).await {
-            Ok(Ok(_)) => info!("gave the lease back"),
+            Ok(Ok(true)) => info!("gave the lease back"),
+            // It has been another's in the meantime.
+            Ok(Ok(false)) => {}
             Ok(Err(error)) => warn!(%error, "giving the lease back"),
             Err(_) => warn!("giving the lease back timed out"),
         }

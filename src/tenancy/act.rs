@@ -1,8 +1,11 @@
 //! What is done: server-side apply and deletion, each told in one line.
 
-use kube::Api;
+use json_patch::jsonptr::PointerBuf;
+use json_patch::{PatchOperation, ReplaceOperation};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::EventType;
+use kube::{Api, ResourceExt as _};
+use serde_json::json;
 use tracing::{info, warn};
 
 use super::controller::Worker;
@@ -32,7 +35,7 @@ impl Worker {
                     "{kind} {namespace}/{name} is there without our label {}=true and is left alone; delete or rename it, or add the label to hand it over",
                     names::TENANT_LABEL
                 );
-                self.tell(tenant, "PlaceTaken", &message).await;
+                self.tell(tenant, "the place of an object is taken", "PlaceTaken", &message).await;
                 Ok(())
             }
         }
@@ -44,18 +47,32 @@ impl Worker {
         let (namespace, name) = child.kind.place(tenant);
         let api: Api<Narrow> = Api::namespaced_with(self.context.client.clone(), &namespace, &resource(child.kind));
         let parameters = PatchParams { force: repair, ..PatchParams::apply(names::FIELD_MANAGER) };
-        let stored = api
-            .patch(&name, &parameters, &Patch::Apply(&child.object))
-            .await
-            .map_err(|error| Trouble::of("applying", child.kind, &error))?;
+        let trouble = |error: kube::Error| Trouble::of("applying", child.kind, &error);
+        let mut stored = api.patch(&name, &parameters, &Patch::Apply(&child.object)).await.map_err(trouble)?;
         let action = if repair { "repaired" } else { "created" };
         self.context.metrics.wrote(child.kind, action);
-        let (wanted, became) = (fingerprint(&child.object), self.learn(tenant, child.kind, &stored));
+        let wanted = fingerprint(&child.object);
+        let mut became = self.learn(tenant, child.kind, &stored);
+        if became.is_some_and(|became| became != wanted) {
+            // What others have added to it, which applying leaves there: it could be a selector that nothing fits.
+            stored = api
+                .patch(&name, &exactly(), &Patch::<()>::Json(without_additions(child, &stored)))
+                .await
+                .map_err(trouble)?;
+            self.context.metrics.wrote(child.kind, action);
+            became = self.learn(tenant, child.kind, &stored);
+        }
         let before = before.map(|before| before.spec);
         let (before, after) = (before.as_deref(), stored.spec.to_string());
         info!(tenant, kind = child.kind.kind(), namespace, name, action, before, after, "changed");
         if let Some(became) = became.filter(|became| *became != wanted) {
-            warn!(tenant, kind = child.kind.kind(), namespace, name, "it has fields of other managers, which stay");
+            warn!(
+                tenant,
+                kind = child.kind.kind(),
+                namespace,
+                name,
+                "the API server makes something else of it, which is left so"
+            );
             lock(&self.progress).entry(tenant.to_owned()).or_default().settled.insert(child.kind, (wanted, became));
         }
         if repair {
@@ -94,6 +111,24 @@ impl Worker {
         fact.learn(tenant, &mut self.context.state.write());
         Some(fingerprint)
     }
+}
+
+/// A write under our name that is no application.
+fn exactly() -> PatchParams {
+    PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+/// Exactly what gives an object the spec and the owner that are wanted, and nothing more. It fails on one that has been changed
+/// since.
+fn without_additions(child: &Child, stored: &Narrow) -> json_patch::Patch {
+    let path = |tokens: &[&str]| PointerBuf::from_tokens(tokens.iter().copied());
+    let replace = |tokens: &[&str], value| PatchOperation::Replace(ReplaceOperation { path: path(tokens), value });
+    let of_child = |pointer: &str| child.object.pointer(pointer).cloned().unwrap_or_default();
+    json_patch::Patch(vec![
+        replace(&["metadata", "resourceVersion"], json!(stored.resource_version())),
+        replace(&["metadata", "ownerReferences"], of_child("/metadata/ownerReferences")),
+        replace(&["spec"], of_child("/spec")),
+    ])
 }
 
 /// Why a tenant is not done.

@@ -62,7 +62,7 @@ pub async fn run(context: Context, stop: impl Future<Output = ()>, end: impl Fut
         |held| {
             let worker = Arc::clone(&worker);
             async move {
-                let _leading = Leading::new(&worker.context.metrics);
+                let _leading = Leading::new(&worker);
                 worker.write(&held).await;
             }
         },
@@ -75,19 +75,23 @@ pub async fn run(context: Context, stop: impl Future<Output = ()>, end: impl Fut
     }
 }
 
-/// Says in the metrics that this replica writes, as long as it lives: the work is dropped when the Lease is lost.
-struct Leading<'m>(&'m Metrics);
+/// Says in the metrics that this replica writes, as long as it lives: the work is dropped when the Lease is lost. What was
+/// remembered goes with it: another replica writes from then on, and would be counted beside what it was here.
+struct Leading<'w>(&'w Worker);
 
-impl<'m> Leading<'m> {
-    fn new(metrics: &'m Metrics) -> Self {
-        metrics.leads(true);
-        Self(metrics)
+impl<'w> Leading<'w> {
+    fn new(worker: &'w Worker) -> Self {
+        worker.context.metrics.leads(true);
+        Self(worker)
     }
 }
 
 impl Drop for Leading<'_> {
     fn drop(&mut self) {
-        self.0.leads(false);
+        self.0.context.metrics.leads(false);
+        *lock(&self.0.queue) = None;
+        lock(&self.0.progress).clear();
+        self.0.context.metrics.forget_tenants();
     }
 }
 
@@ -177,26 +181,30 @@ impl Worker {
         }
         let result = self.reconcile(tenant, held, offered).await;
         self.context.metrics.reconciled(result.is_err(), now.elapsed());
+        lock(&self.progress).entry(tenant.to_owned()).or_default().looked(result.is_err());
         match result {
             Ok(()) => self.done(tenant),
             Err(trouble) => {
                 self.retry(tenant, &trouble);
-                if let Trouble::Refused(reason, text) = &trouble {
-                    self.tell_refused(tenant, *reason, text).await;
+                match &trouble {
+                    Trouble::Refused(reason, text) => self.tell_refused(tenant, *reason, text).await,
+                    Trouble::Contested(_) => self.tell_trouble(tenant, "Contested", &trouble.to_string()).await,
+                    Trouble::LeaseLost | Trouble::Api(_) => {}
                 }
             }
         }
     }
 
     fn done(&self, tenant: &str) {
+        let is_gone = !self.context.state.read().profiles.contains_key(tenant);
         let mut all = lock(&self.progress);
         let progress = all.entry(tenant.to_owned()).or_default();
         progress.failures = 0;
         if progress.refused.take().is_some() {
             info!(tenant, "writes for this tenant are taken again");
         }
-        if progress.state == Some("none") {
-            // Nothing is left to remember of somebody who is gone.
+        if is_gone && progress.state == Some("none") {
+            // Nothing is left to remember.
             self.context.metrics.moved(progress.state, None);
             all.remove(tenant);
         }
@@ -217,12 +225,25 @@ impl Worker {
     }
 
     async fn reconcile(&self, tenant: &str, held: &Held, offered: Offered) -> Result<(), Trouble> {
-        let (verdict, mut children, found) = self.judge(tenant, offered);
+        let (verdict, children, found) = self.judge(tenant, offered);
+        let done = match &verdict {
+            // All of it goes by itself.
+            Verdict::Terminating => Ok(()),
+            _ => self.carry_out(tenant, held, offered, (&verdict, children, found)).await,
+        };
+        // What is withdrawn does not wait for people to be told.
         self.announce(tenant, &verdict).await;
-        if verdict == Verdict::Terminating {
-            return Ok(());
-        }
-        if let Verdict::Tenant(grant) = &verdict
+        done
+    }
+
+    async fn carry_out(
+        &self,
+        tenant: &str,
+        held: &Held,
+        offered: Offered,
+        (verdict, mut children, found): (&Verdict, Vec<Child>, HashMap<ChildKind, Observed>),
+    ) -> Result<(), Trouble> {
+        if let Verdict::Tenant(grant) = verdict
             && self.needs_header(tenant, grant, &found).await?
         {
             let grant = Grant { identity: Identity::Header, ..grant.clone() };

@@ -232,3 +232,106 @@ fn principal(tenant: &str, settings: &Settings) -> String {
 fn user(grant: &Grant, settings: &Settings) -> String {
     format!("{}{}", settings.userid_prefix, grant.owner)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser, Debug)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    const ALL: Offered = Offered { envoy_filter: true, authorization_policy: true, service_role_binding: true };
+
+    fn of(flags: &[&str], offered: Offered, owner_only: bool, identity: Identity) -> Vec<Child> {
+        let settings = Flags::try_parse_from(["test"].iter().chain(flags)).unwrap().settings;
+        let namespace = NamespaceFacts { uid: "uid".into(), ..NamespaceFacts::default() };
+        let grant = Grant { owner: "50%@example.com".into(), identity, owner_only };
+        desired("alice", &namespace, &grant, offered, &settings)
+    }
+
+    fn spec(children: &[Child], kind: ChildKind) -> &Value {
+        &children.iter().find(|child| child.kind == kind).unwrap().object["spec"]
+    }
+
+    #[test]
+    fn every_setting_is_where_it_belongs() {
+        let flags = [
+            "--userid-header=x-user",
+            "--userid-prefix=corp:",
+            "--targets=ml-pipeline.kubeflow:8888,other.tools",
+            "--cluster-domain=corp.example",
+            "--trust-domain=mesh.example",
+            "--tenant-service-account=editor",
+        ];
+        let children = of(&flags, ALL, true, Identity::Header);
+        let principal = "mesh.example/ns/alice/sa/editor";
+        let policy = spec(&children, ChildKind::AuthorizationPolicy);
+        let rule = json!({
+            "from": [{"source": {"principals": [principal]}}],
+            "when": [{"key": "request.headers[x-user]", "values": ["corp:50%@example.com"]}],
+        });
+        assert_eq!(policy["rules"], json!([rule]));
+        let binding = spec(&children, ChildKind::ServiceRoleBinding);
+        assert_eq!(binding["subjects"], json!([{"properties": {"source.principal": principal}}]));
+        for (kind, value) in [
+            (
+                ChildKind::EnvoyFilter,
+                json!({
+                    "request_headers_to_remove": ["x-user"],
+                    "request_headers_to_add": [{"append": false, "header": {"key": "x-user", "value": "corp:50%%@example.com"}}],
+                }),
+            ),
+            (ChildKind::RemovingEnvoyFilter, json!({"request_headers_to_remove": ["x-user"]})),
+        ] {
+            let patches = spec(&children, kind)["configPatches"].as_array().unwrap();
+            let hosts: Vec<_> =
+                patches.iter().map(|patch| &patch["match"]["routeConfiguration"]["vhost"]["name"]).collect();
+            assert_eq!(hosts, ["ml-pipeline.kubeflow.svc.corp.example:8888", "other.tools.svc.corp.example:80"]);
+            assert!(patches.iter().all(|patch| patch["patch"]["value"] == value), "{patches:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_depends_on_identity_and_on_what_is_served() {
+        let kinds = |offered, owner_only, identity| -> Vec<ChildKind> {
+            of(&[], offered, owner_only, identity).iter().map(|child| child.kind).collect()
+        };
+        let (policy, filter) = (ChildKind::AuthorizationPolicy, ChildKind::EnvoyFilter);
+        let binding = ChildKind::ServiceRoleBinding;
+        assert_eq!(kinds(ALL, false, Identity::Header), [policy, binding, filter], "the server's side first");
+        assert_eq!(kinds(ALL, true, Identity::Header), [ChildKind::RemovingEnvoyFilter, policy, binding, filter]);
+        assert_eq!(kinds(ALL, true, Identity::Token), []);
+        let living = Offered { service_role_binding: false, ..ALL };
+        assert_eq!(kinds(living, false, Identity::Header), [policy, filter]);
+        let header = &spec(&of(&[], living, false, Identity::Header), filter)["configPatches"][0]["patch"]["value"]
+            ["request_headers_to_add"][0]
+            .clone();
+        assert_eq!(header["append_action"], "OVERWRITE_IF_EXISTS_OR_ADD");
+        assert_eq!(kinds(Offered::default(), true, Identity::Header), []);
+    }
+
+    #[test]
+    fn settings_that_cannot_be_meant_are_named() {
+        for flag in [
+            "--userid-prefix=*",
+            "--userid-prefix= a",
+            "--userid-prefix=a\nb",
+            "--userid-header=Kubeflow-Userid",
+            "--userid-header=",
+            "--targets=ml-pipeline",
+            "--targets=ml-pipeline.kubeflow:http",
+            "--targets=ml-pipeline.kubeflow:0",
+            "--targets=ml-pipeline.kubeflow.svc.cluster.local:8888",
+            "--targets=*.kubeflow:8888",
+            "--targets=",
+        ] {
+            let error = Flags::try_parse_from(["test", flag]).unwrap_err().to_string();
+            assert!(error.contains(flag.split('=').next().unwrap()), "{flag}: {error}");
+        }
+    }
+}

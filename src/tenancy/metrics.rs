@@ -109,6 +109,11 @@ impl Metrics {
         }
     }
 
+    /// As long as another replica writes, it is the one that knows.
+    pub(super) fn forget_tenants(&self) {
+        self.tenants.clear();
+    }
+
     pub(super) fn offers(&self, offered: Offered) {
         for kind in ChildKind::ALL {
             self.offered.get_or_create(&KindLabel { kind: kind.kind() }).set(i64::from(offered.has(kind)));

@@ -205,17 +205,25 @@ fn unfit(owner: &str) -> Option<&'static str> {
     }
 }
 
-/// White space other than the common one, and characters that join, direct or hide others (Unicode's category Cf).
+/// White space other than the common one, characters that join, direct or hide others (Unicode's category Cf), variation selectors,
+/// and Hangul's fillers.
 fn is_invisible(character: char) -> bool {
-    let formats = ['\u{ad}', '\u{61c}', '\u{180e}', '\u{feff}'];
-    let ranges = ['\u{200b}'..='\u{200f}', '\u{202a}'..='\u{202e}', '\u{2060}'..='\u{206f}', '\u{e0000}'..='\u{e007f}'];
+    let formats = ['\u{ad}', '\u{61c}', '\u{115f}', '\u{1160}', '\u{180e}', '\u{3164}', '\u{feff}', '\u{ffa0}'];
+    let ranges = [
+        '\u{200b}'..='\u{200f}',
+        '\u{202a}'..='\u{202e}',
+        '\u{2060}'..='\u{206f}',
+        '\u{fe00}'..='\u{fe0f}',
+        '\u{fff9}'..='\u{fffb}',
+        '\u{e0000}'..='\u{e01ef}',
+    ];
     (character.is_whitespace() && character != ' ')
         || formats.contains(&character)
         || ranges.iter().any(|range| range.contains(&character))
 }
 
 /// Well below what proxies accept as one header; RFC 5321 allows 254 for a mail address.
-const LONGEST_OWNER: usize = 512;
+pub(super) const LONGEST_OWNER: usize = 512;
 
 fn identity(namespace: &NamespaceFacts, default: Identity) -> Result<Identity, String> {
     Ok(match namespace.identity.as_deref().map_or(Ok(default), str::parse)? {
@@ -309,11 +317,25 @@ mod tests {
             "a\tb",
             "\u{7f}",
             "\u{85}",
+            "a\u{a0}b",
+            "a\u{2028}b",
+            "\u{200b}alice",
+            "alice\u{2060}",
+            "a\u{ad}b",
+            "a\u{202e}b",
+            "a\u{fe0f}b",
+            "a\u{3164}b",
+            "a\u{e0001}b",
             &long,
         ] {
             let namespace = NamespaceFacts { owner: Some(name.into()), ..namespace() };
             let profile = ProfileFacts { owner_name: name.into(), ..profile() };
             assert_eq!(refusal(&judged(&namespace, &profile)), "OwnerNameUnfit", "{name:?}");
+        }
+        for name in ["50%@example.com", "O'Neill \"Al\"", "zoë", "山田 太郎", "a:b/c\\d"] {
+            let namespace = NamespaceFacts { owner: Some(name.into()), ..namespace() };
+            let profile = ProfileFacts { owner_name: name.into(), ..profile() };
+            assert!(matches!(judged(&namespace, &profile), Verdict::Tenant(_)), "{name:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the writing replica remembers of a tenant between two looks, and how long it pauses.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,10 @@ const CONTEST_WINDOW: Duration = Duration::from_mins(1);
 pub(super) struct Progress {
     /// Last verdict's `Verdict::state`.
     pub(super) state: Option<&'static str>,
-    /// Last trouble that was told, so that it is told once.
-    pub(super) told: Option<String>,
+    /// What the last look found wrong and told, so that it is told once.
+    pub(super) told: BTreeSet<String>,
+    /// What the look that is under way has found wrong so far.
+    pub(super) telling: BTreeSet<String>,
     /// Last refusal of a write that was told, until one is taken.
     pub(super) refused: Option<String>,
     /// Last thing of no harm that was said, so that it is said once.
@@ -41,6 +43,16 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// A look is over: what it found wrong is what has been told. One that failed has not seen everything.
+    pub(super) fn looked(&mut self, failed: bool) {
+        let found = std::mem::take(&mut self.telling);
+        if failed {
+            self.told.extend(found);
+        } else {
+            self.told = found;
+        }
+    }
+
     /// Counts a repair; how many there were of late, if that is too many for another one.
     pub(super) fn repair(&mut self) -> Result<(), usize> {
         self.repairs.retain(|at| at.elapsed() < CONTEST_WINDOW);

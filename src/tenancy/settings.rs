@@ -14,7 +14,7 @@ pub struct Settings {
     pub userid_header: String,
 
     /// What stands before the user's name in that header
-    #[arg(long, env = "TENANCY_FIXER_USERID_PREFIX", value_name = "TEXT", default_value = "")]
+    #[arg(long, env = "TENANCY_FIXER_USERID_PREFIX", value_name = "TEXT", default_value = "", value_parser = prefix)]
     pub userid_prefix: String,
 
     /// Services whose requests get the header, as SERVICE.NAMESPACE:PORT
@@ -23,7 +23,8 @@ pub struct Settings {
         env = "TENANCY_FIXER_TARGETS",
         value_name = "NAMES",
         value_delimiter = ',',
-        default_value = "ml-pipeline.kubeflow:8888"
+        default_value = "ml-pipeline.kubeflow:8888",
+        value_parser = target
     )]
     pub targets: Vec<String>,
 
@@ -50,5 +51,29 @@ fn header_name(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("a header's name has lower-case letters, digits and dashes".to_owned())
+    }
+}
+
+/// It stands before every owner's name, in a header and in a policy.
+fn prefix(text: &str) -> Result<String, String> {
+    if text.contains('*') || text.chars().any(char::is_control) || text.starts_with(char::is_whitespace) {
+        Err("a prefix has no star, no control characters, and no white space at its beginning".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+fn target(text: &str) -> Result<String, String> {
+    let (service, port) = text.split_once(':').unwrap_or((text, "80"));
+    let is_label = |label: &str| {
+        let allowed =
+            |character: char| character.is_ascii_lowercase() || character.is_ascii_digit() || character == '-';
+        !label.is_empty() && label.chars().all(allowed)
+    };
+    let is_service = service.split_once('.').is_some_and(|(name, namespace)| is_label(name) && is_label(namespace));
+    if is_service && port.parse::<u16>().is_ok_and(|port| port > 0) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected SERVICE.NAMESPACE:PORT, such as ml-pipeline.kubeflow:8888; the cluster's domain is a setting of its own".to_owned())
     }
 }

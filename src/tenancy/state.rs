@@ -9,7 +9,7 @@ use kube::api::{DynamicObject, PartialObjectMeta};
 use serde_json::Value;
 
 use super::narrow::Narrow;
-use super::profile::owner;
+use super::profile::{LONGEST_OWNER, owner};
 use super::{
     Child, ChildKind, Defaults, Grant, Mesh, NamespaceFacts, Observed, Offered, ProfileFacts, Settings, Verdict,
     desired, verdict,
@@ -196,10 +196,14 @@ pub(super) fn of_namespace(namespace: &PartialObjectMeta<Namespace>) -> (String,
         reviewed: label(names::PROFILE_NAMESPACE_LABEL.0) == Some(names::PROFILE_NAMESPACE_LABEL.1),
         mesh: if label(names::ISTIO_DATAPLANE_MODE) == Some("ambient") {
             Mesh::Ambient
-        } else if label(names::ISTIO_INJECTION) == Some("enabled") || label(names::ISTIO_REVISION).is_some() {
-            Mesh::Sidecars
         } else {
-            Mesh::None
+            match label(names::ISTIO_INJECTION) {
+                Some("enabled") => Mesh::Sidecars,
+                // It wins over a revision (Istio, `pkg/kube/inject`, namespace selectors of the webhooks).
+                Some("disabled") => Mesh::None,
+                _ if label(names::ISTIO_REVISION).is_some() => Mesh::Sidecars,
+                _ => Mesh::None,
+            }
         },
     };
     (namespace.name_any(), Fact::Namespace(facts))
@@ -219,7 +223,10 @@ pub(super) fn of_profile(profile: &Narrow) -> (String, Fact) {
 /// The facts of a Notebook.
 pub(super) fn of_notebook(notebook: &PartialObjectMeta<DynamicObject>) -> Option<(String, Fact)> {
     let key = format!("{}/{}", notebook.namespace()?, notebook.name_any());
-    Some((key, Fact::Creator(notebook.annotations().get(names::CREATOR_ANNOTATION).cloned())))
+    // Nobody's name is longer; where admission was not asked, it is whatever a tenant has written.
+    let creator =
+        notebook.annotations().get(names::CREATOR_ANNOTATION).filter(|creator| creator.len() <= LONGEST_OWNER);
+    Some((key, Fact::Creator(creator.cloned())))
 }
 
 /// The facts of an object that a tenant has, or that is in the place of one, given the kinds that it may be of.
@@ -228,4 +235,29 @@ pub(super) fn of_child(kinds: &[ChildKind], object: &Narrow) -> Option<(String, 
     let (kind, tenant) = kinds.iter().find_map(|kind| Some((*kind, kind.tenant(&namespace, &name)?.to_owned())))?;
     let object = serde_json::to_value(object).ok()?;
     Some((tenant, Fact::Child(kind, Observed::of(&object))))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn how_a_namespace_is_in_the_mesh_is_read_as_istio_reads_it() {
+        let mesh = |labels: Value| {
+            let namespace = serde_json::from_value(json!({
+                "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "alice", "labels": labels},
+            }));
+            let (_, Fact::Namespace(facts)) = of_namespace(&namespace.unwrap()) else { panic!("no namespace") };
+            facts.mesh
+        };
+        assert_eq!(mesh(json!({})), Mesh::None);
+        assert_eq!(mesh(json!({"istio-injection": "enabled"})), Mesh::Sidecars);
+        assert_eq!(mesh(json!({"istio.io/rev": "stable"})), Mesh::Sidecars);
+        assert_eq!(mesh(json!({"istio-injection": "disabled"})), Mesh::None);
+        assert_eq!(mesh(json!({"istio-injection": "disabled", "istio.io/rev": "stable"})), Mesh::None);
+        assert_eq!(mesh(json!({"istio.io/dataplane-mode": "ambient", "istio.io/rev": "stable"})), Mesh::Ambient);
+        assert_eq!(mesh(json!({"istio.io/dataplane-mode": "none", "istio-injection": "enabled"})), Mesh::Sidecars);
+    }
 }

@@ -1,7 +1,10 @@
 //! What people are told: verdicts and troubles once, as Events on Profile and Namespace and in the log.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::Verdict;
@@ -9,6 +12,9 @@ use super::controller::Worker;
 use super::progress::lock;
 use crate::cluster::names;
 use crate::cluster::refusal::Reason;
+
+/// Longest time for one Event, so that nobody's objects wait for an API server that takes none.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Worker {
     /// Tells about a verdict once.
@@ -24,42 +30,40 @@ impl Worker {
             before
         };
         match verdict {
-            Verdict::Refused { reason, message } => self.tell(tenant, reason, message).await,
+            Verdict::Refused { reason, message } => self.tell(tenant, "nothing is granted", reason, message).await,
             _ if before != Some(state) => {
                 let reason = if let Verdict::None(reason) = verdict { reason } else { "" };
                 debug!(tenant, state, reason, "judged");
-                self.forget_told(tenant);
             }
             _ => {}
         }
     }
 
-    /// A warning on the Profile and in the log, once as long as it stays the same.
-    pub(super) async fn tell(&self, tenant: &str, reason: &str, message: &str) {
+    /// A warning on the Profile and in the log, under its heading there; once as long as every look finds it.
+    pub(super) async fn tell(&self, tenant: &str, heading: &'static str, reason: &str, message: &str) {
         {
             let mut all = lock(&self.progress);
-            let told = &mut all.entry(tenant.to_owned()).or_default().told;
-            if told.as_deref() == Some(message) {
+            let progress = all.entry(tenant.to_owned()).or_default();
+            progress.telling.insert(message.to_owned());
+            if progress.told.contains(message) {
                 return;
             }
-            *told = Some(message.to_owned());
         }
-        warn!(tenant, reason, detail = message, "nothing is granted");
+        warn!(tenant, reason, detail = message, "{heading}");
         self.publish(tenant, EventType::Warning, reason, message).await;
     }
 
-    /// A warning about a write that is refused, once as long as it stays the same; the log has every attempt.
+    /// A write was refused.
     pub(super) async fn tell_refused(&self, tenant: &str, reason: Reason, text: &str) {
         self.context.metrics.refused(reason);
-        let before = lock(&self.progress).entry(tenant.to_owned()).or_default().refused.replace(text.to_owned());
-        if before.as_deref() != Some(text) {
-            self.publish(tenant, EventType::Warning, "WriteRefused", text).await;
-        }
+        self.tell_trouble(tenant, "WriteRefused", text).await;
     }
 
-    fn forget_told(&self, tenant: &str) {
-        if let Some(progress) = lock(&self.progress).get_mut(tenant) {
-            progress.told = None;
+    /// A warning about writes that come to nothing, once as long as it stays the same; the log has every attempt.
+    pub(super) async fn tell_trouble(&self, tenant: &str, reason: &str, text: &str) {
+        let before = lock(&self.progress).entry(tenant.to_owned()).or_default().refused.replace(text.to_owned());
+        if before.as_deref() != Some(text) {
+            self.publish(tenant, EventType::Warning, reason, text).await;
         }
     }
 
@@ -81,8 +85,10 @@ impl Worker {
         });
         let recorder = own.as_ref().unwrap_or(&self.recorder);
         for reference in self.subjects(tenant) {
-            if let Err(error) = recorder.publish(&event, &reference).await {
-                warn!(tenant, %error, "writing an Event");
+            match timeout(PATIENCE, recorder.publish(&event, &reference)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(tenant, %error, "writing an Event"),
+                Err(_) => warn!(tenant, "writing an Event took too long"),
             }
         }
     }

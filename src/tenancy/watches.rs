@@ -20,7 +20,9 @@ use crate::cluster::names;
 
 /// Objects of one answer to a list, which are in memory at once: half of what client-go asks for.
 pub const PAGE: u32 = 250;
-/// How often we ask whether an API has come or gone: one small request.
+/// The same for Notebooks, whose annotations tenants write, up to 256 KiB of them.
+const NOTEBOOKS_PAGE: u32 = 25;
+/// How often we ask whether an API has come or gone: one small request, and one for each group that is served.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the cluster serves.
@@ -223,7 +225,8 @@ fn watches(client: &Client, served: Served) -> VecDeque<Steps> {
     }
     if served.notebooks {
         let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client.clone(), &notebooks());
-        watches.push_back(steps(&[Source::Notebooks], watcher(api, config()), of_notebook));
+        let config = config().page_size(NOTEBOOKS_PAGE);
+        watches.push_back(steps(&[Source::Notebooks], watcher(api, config), of_notebook));
     }
     for kinds in ChildKind::BY_RESOURCE {
         let Some(kind) = kinds.first().copied().filter(|kind| served.offered.has(*kind)) else { continue };

@@ -9,10 +9,10 @@ use std::{fs, thread};
 
 use base64::Engine as _;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
-use hyper::{Request, Response, client, server as http_server};
+use hyper::{Method, Request, Response, client, server as http_server};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tenancy_fixer::yaml;
@@ -35,6 +35,8 @@ enum Fault {
     Slow(Duration),
     /// Each is answered so, and what is open breaks.
     Status(u16),
+    /// Each application is answered as if somebody had been faster; all else is passed on.
+    Conflicts,
 }
 
 struct Proxy {
@@ -115,8 +117,14 @@ async fn pass(
             let response = Response::builder().status(status).header("retry-after", "1");
             return Ok(response.body(Empty::new().map_err(|never| match never {}).boxed())?);
         }
+        Fault::Conflicts if request.method() == Method::PATCH => {
+            let message = "Operation cannot be fulfilled: the object has been modified";
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409, "message": message});
+            let response = Response::builder().status(409).header("content-type", "application/json");
+            return Ok(response.body(Full::from(status.to_string()).map_err(|never| match never {}).boxed())?);
+        }
         Fault::Slow(pause) => tokio::time::sleep(pause).await,
-        Fault::None | Fault::Gone => {}
+        Fault::None | Fault::Gone | Fault::Conflicts => {}
     }
     let stream = server::connect(upstream, &ca).await?;
     let (mut sender, connection) = client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -129,15 +137,55 @@ fn long() -> Duration {
     Duration::from_secs(std::env::var("FAULT_SECONDS").map_or(4, |seconds| seconds.parse().unwrap()))
 }
 
-#[test]
-fn admission_goes_on_without_the_api_server_and_controllers_back_off_and_recover() {
-    let cluster = Cluster::shared();
-    let scene = Scene::new(&cluster, "faults");
+/// The server of a scene, with a proxy between it and the API server.
+fn behind_proxy(scene: &Scene<'_>) -> (Proxy, PathBuf) {
     let file = scene.kubeconfig();
     let mut kubeconfig: Value = yaml::value(&fs::read_to_string(&file).unwrap()).unwrap();
     let proxy = Proxy::start(&kubeconfig);
     kubeconfig["clusters"][0]["cluster"] = json!({"server": format!("http://{}", proxy.address)});
     fs::write(&file, kubeconfig.to_string()).unwrap();
+    (proxy, file)
+}
+
+/// As with a second writer that is always faster: pauses double, and all of it is said.
+#[test]
+fn a_storm_of_conflicts_is_met_with_longer_and_longer_pauses() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "storm");
+    let (proxy, file) = behind_proxy(&scene);
+    let server =
+        Server::start_with(&scene.certificate, &["--only", "admission,tenancy"], &[], &[("KUBECONFIG", &file)]);
+    server.wait_for_line("the lease", |line| line["message"] == "holding the lease: this replica writes");
+    let tenant = scene.tenant("storm");
+    proxy.set(Fault::Conflicts);
+    scene.profile(&tenant, "alice@example.com");
+    scene.namespace(&tenant, "alice@example.com");
+    let attempts = || -> Vec<Value> {
+        let lines = server.lines().into_iter();
+        lines.filter(|line| line["message"] == "tenant not done" && line["tenant"] == tenant.as_str()).collect()
+    };
+    wait_for("five attempts", || attempts().len() >= 5);
+    let (before, began) = (attempts().len(), Instant::now());
+    let pauses: Vec<u64> = attempts().iter().map(|line| line["retry_in_ms"].as_u64().unwrap()).collect();
+    assert_eq!(pauses[..5], [250, 500, 1_000, 2_000, 4_000]);
+    assert!(attempts()[0]["error"].as_str().unwrap().contains("the object has been modified"), "{}", attempts()[0]);
+    // Touching it again and again does not make it any faster.
+    for number in 0..10 {
+        scene.annotate(&tenant, &format!("kubeflow-extension/owner-only={}", number % 2 == 0));
+    }
+    let most = 2 + usize::try_from(began.elapsed().as_secs()).unwrap() / 4;
+    assert!(attempts().len() - before <= most, "{} more attempts in {:?}", attempts().len() - before, began.elapsed());
+    let metrics = server::get(&server, "/metrics").1;
+    assert!(metrics.contains("tenancy_fixer_tenancy_reconciles_total{result=\"error\"}"), "{metrics}");
+    proxy.set(Fault::None);
+    wait_for("its objects", || scene.granted(&tenant));
+}
+
+#[test]
+fn admission_goes_on_without_the_api_server_and_controllers_back_off_and_recover() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "faults");
+    let (proxy, file) = behind_proxy(&scene);
 
     // Before everything has been listed once, it does not know who wants what, and says so.
     proxy.set(Fault::Status(500));

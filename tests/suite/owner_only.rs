@@ -37,7 +37,7 @@ impl<'s, 'c> Tenant<'s, 'c> {
             "metadata": {"name": "edit", "namespace": name},
             "rules": [{
                 "apiGroups": ["", "apps", "batch", "kubeflow.org"],
-                "resources": ["pods", "pods/status", "statefulsets", "jobs", "notebooks", "experiments", "trials", "pytorchjobs"],
+                "resources": ["pods", "pods/status", "statefulsets", "replicasets", "jobs", "notebooks", "experiments", "trials", "pytorchjobs"],
                 "verbs": ["*"],
             }],
         }));
@@ -370,6 +370,29 @@ fn while_nobody_answers_nothing_is_made_that_could_be_the_owners() {
     });
 }
 
+/// A ReplicaSet stands for all that no webhook of ours is asked about.
+#[test]
+fn what_nobody_has_judged_makes_no_owner_unless_its_maker_is_trusted() {
+    let cluster = Cluster::shared();
+    let scene = Scene::new(&cluster, "owner-only-unjudged");
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": "set"},
+        "spec": {
+            "replicas": 1, "selector": {"matchLabels": {"set": "a"}},
+            "template": {"metadata": {"labels": {"set": "a", "kubeflow-extension": "true"}}, "spec": spec()},
+        },
+    });
+    let trusts = ["--owner-only-trusts", "system:serviceaccount:kube-system:replicaset-controller"];
+    for (name, more, expected) in
+        [("owner-only-unjudged", [].as_slice(), "withheld"), ("owner-only-trusts", trusts.as_slice(), "true")]
+    {
+        let tenant = Tenant::new(&scene, name, &[["--owner-only", "true"].as_slice(), more].concat());
+        // Even the owner's own: nobody knows that, once it is there.
+        tenant.create(OWNER, &set);
+        assert_eq!(tenant.label_of_pod_of("set=a"), expected, "{name}");
+    }
+}
+
 #[test]
 fn a_namespace_says_itself_whether_it_is_for_its_owner_only() {
     let cluster = Cluster::shared();
@@ -379,10 +402,12 @@ fn a_namespace_says_itself_whether_it_is_for_its_owner_only() {
         tenant.create_dry(CONTRIBUTOR, &pod(name, granted()))["metadata"]["labels"]["kubeflow-extension"].clone()
     };
     assert_eq!((label("any"), scene.removing_filter(&tenant.name)), (json!("true"), None));
+    tenant.create(CONTRIBUTOR, &pod("early", granted()));
 
     scene.annotate(&tenant.name, "kubeflow-extension/owner-only=true");
     wait_for("the filter that takes the header off", || scene.removing_filter(&tenant.name).is_some());
     assert_eq!(label("any"), "withheld");
+    assert_eq!(tenant.label_of("early"), "true", "what was there before stays what it is");
     let filter = scene.removing_filter(&tenant.name).unwrap();
     assert_eq!(filter["spec"].get("workloadSelector"), None, "it is for every pod");
     assert_eq!(

@@ -17,7 +17,7 @@ use crate::support::{self, Cluster, wait_for};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-const USER: &str = "system:serviceaccount:kubeflow-extension:tenancy-fixer";
+pub const USER: &str = "system:serviceaccount:kubeflow-extension:tenancy-fixer";
 
 /// The cluster with what the controller needs, and the tenants of one test, which go with it.
 pub struct Scene<'c> {
@@ -165,7 +165,7 @@ impl Drop for Scene<'_> {
     }
 }
 
-fn is(line: &Value, message: &str) -> bool {
+pub fn is(line: &Value, message: &str) -> bool {
     line["message"] == message
 }
 
@@ -434,7 +434,7 @@ fn a_namespace_moves_to_tokens_when_no_pod_needs_the_header_any_more() {
     scene.cluster.apply(&pod("has-token", json!([{"name": "token", "projected": {"sources": [token]}}])));
     scene.annotate(&tenant, "kubeflow-extension/identity=token");
     let line = server.wait_for_line("the move", |line| is(line, "the namespace moves to tokens"));
-    assert!(line["detail"].as_str().unwrap().contains("still run (1, among them old)"), "{line}");
+    assert!(line["detail"].as_str().unwrap().contains("still run (old): "), "{line}");
     // What is undone in between is made good, as before.
     scene.cluster.kubectl(&["delete", "envoyfilter", "add-header", "-n", &tenant]);
     wait_for("the filter again", || scene.filter(&tenant).is_some());
@@ -442,7 +442,7 @@ fn a_namespace_moves_to_tokens_when_no_pod_needs_the_header_any_more() {
     let selector = format!("involvedObject.kind=Profile,involvedObject.name={tenant},reason=MovingToToken");
     wait_for("an Event", || {
         let arguments = ["get", "events", "-n", "default", "--field-selector", &selector, "-o", "json"];
-        scene.cluster.kubectl(&arguments).contains("still run (1, among them old)")
+        scene.cluster.kubectl(&arguments).contains("still run (old): ")
     });
 
     scene.cluster.kubectl(&["delete", "pod", "old", "-n", &tenant, "--force", "--wait=false"]);
@@ -592,46 +592,6 @@ impl Load {
 }
 
 #[test]
-fn a_contested_object_is_repaired_more_and_more_slowly() {
-    let cluster = Cluster::shared();
-    let scene = Scene::new(&cluster, "contest");
-    let server = scene.lead(&[]);
-    let tenant = scene.tenant("contested");
-    scene.profile(&tenant, "alice@example.com");
-    scene.namespace(&tenant, "alice@example.com");
-    wait_for("its objects", || scene.granted(&tenant));
-    let before = scene.audit_end();
-    let other = json!({
-        "apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
-        "metadata": {"name": "add-header", "namespace": tenant},
-        "spec": {"workloadSelector": {"labels": {"kubeflow-extension": "false"}}},
-    });
-    let contested = || {
-        server.lines().iter().any(|line| {
-            is(line, "tenant not done") && line["error"].as_str().unwrap().contains("another manager contests them")
-        })
-    };
-    let mut edits = 0;
-    while !contested() {
-        scene.cluster.kubectl_with(
-            &["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"],
-            &other.to_string(),
-        );
-        edits += 1;
-        assert!(edits < 50, "it is never said");
-    }
-    for _ in 0..5 {
-        scene.cluster.kubectl_with(
-            &["apply", "--server-side", "--force-conflicts", "--field-manager=other", "-f", "-"],
-            &other.to_string(),
-        );
-    }
-    let writes =
-        scene.requests(before).iter().filter(|(verb, resource)| verb == "patch" && resource == "envoyfilters").count();
-    assert!(writes <= 5, "{writes} repairs of {edits} edits and more");
-}
-
-#[test]
 fn another_replica_takes_over_and_a_paused_one_writes_no_more() {
     let cluster = Cluster::shared();
     let scene = Scene::new(&cluster, "lease");
@@ -677,7 +637,7 @@ fn signal(name: &str, server: &Server) {
     assert!(status.success());
 }
 
-fn metric(server: &Server, name: &str) -> String {
+pub fn metric(server: &Server, name: &str) -> String {
     let (_, metrics) = server::get(server, "/metrics");
     let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {metrics}"));
     line.rsplit(' ').next().unwrap().to_owned()
