@@ -19,6 +19,8 @@ use clap::Parser;
 use tenancy_fixer::launch::{QUIT_URL, READY_URL};
 
 const LAUNCHER: &str = env!("CARGO_BIN_EXE_launcher");
+/// Milliseconds from a proxy's readiness to the command's start, of 99 in 100 starts.
+const WANTED: f64 = 20.0;
 
 /// Measures what the launcher costs: start after the proxy, own start, memory
 #[derive(Debug, Parser)]
@@ -49,7 +51,10 @@ fn main() -> anyhow::Result<()> {
     }
     let settings = Settings::parse();
     ensure!(settings.starts > 0 && settings.pairs > 0, "nothing to measure");
-    println!("{:<52} {:>7} {:>9} {:>9} {:>9}", "proxy ready -> command started, ms", "starts", "p50", "p99", "max");
+    println!(
+        "{:<52} {:>7} {:>9} {:>9} {:>9}  p99 wanted under {WANTED}",
+        "proxy ready -> command started, ms", "starts", "p50", "p99", "max"
+    );
     row("it listens, and is ready within a second", settings.starts, |round| start(round, true, Duration::ZERO))?;
     row("it does not listen until it is ready", settings.starts, |round| start(round, false, Duration::ZERO))?;
     row("it listens, and is ready after a second", settings.starts / 5, |round| {
@@ -70,7 +75,8 @@ fn row(name: &str, rounds: usize, measure: impl Fn(usize) -> anyhow::Result<f64>
     let mut found = (0..rounds.max(1)).map(measure).collect::<anyhow::Result<Vec<_>>>().context(name.to_owned())?;
     found.sort_by(f64::total_cmp);
     let (p50, p99, max) = (quantile(&found, 50), quantile(&found, 99), quantile(&found, 100));
-    println!("{name:<52} {:>7} {p50:>9.2} {p99:>9.2} {max:>9.2}", found.len());
+    let verdict = if p99 < WANTED { "met" } else { "missed" };
+    println!("{name:<52} {:>7} {p50:>9.2} {p99:>9.2} {max:>9.2}  {verdict}", found.len());
     Ok(())
 }
 

@@ -217,7 +217,8 @@ impl Bar {
         let bar = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match progress {
             Progress::Layer { number, of, size } => {
-                bar.set_position(0);
+                // Also after it was taken away, for the next job of a file.
+                bar.reset();
                 bar.set_length(size);
                 bar.set_message(format!("layer {number} of {of}"));
             }

@@ -61,6 +61,8 @@ mod kale;
 mod later_webhook;
 #[path = "suite/launcher.rs"]
 mod launcher;
+#[path = "suite/launcher_binary.rs"]
+mod launcher_binary;
 #[path = "suite/launcher_script.rs"]
 mod launcher_script;
 #[path = "suite/layer.rs"]

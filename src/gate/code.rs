@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 
-use super::files::{Files, Found, normal, parent};
+use super::files::{Files, Found, IN_A_VOLUME, normal, parent};
 use super::python;
 
 /// What is found in the code.
@@ -51,15 +51,18 @@ pub(super) fn script(path: &str, paths: &Paths<'_>, files: &Files) -> Code {
         Found::Missing => {
             let main = normal(path, "__main__.py");
             match files.find(&main) {
-                Found::Text(text) => follow(&main, text, path, paths, files),
+                Found::Text(text) => follow(&main, text, path, Packages::MayBeItsOwn, paths, files),
                 _ => Code::Unknown(format!("{path} is not in the image")),
             }
         }
-        Found::Text(text) => match follow(path, text, parent(path), paths, files) {
-            Code::Silent(read) if is_installed(path) => packages(text, paths, files).unwrap_or(Code::Silent(read)),
-            code => code,
-        },
-        Found::Other => Code::Unknown(format!("{path} is no text")),
+        Found::Text(text) if is_installed(path) => {
+            match follow(path, text, parent(path), Packages::AreLookedAt, paths, files) {
+                Code::Silent(read) => packages(text, paths, files).unwrap_or(Code::Silent(read)),
+                code => code,
+            }
+        }
+        Found::Text(text) => follow(path, text, parent(path), Packages::MayBeItsOwn, paths, files),
+        Found::Other => Code::Unknown(format!("{path} is no text, or too long a one")),
         Found::Unknown(reason) => Code::Unknown(format!("{path}: {reason}")),
     }
 }
@@ -73,8 +76,11 @@ pub(super) fn module(name: &str, folder: &str, paths: &Paths<'_>, files: &Files)
             let path = normal(base, &format!("{relative}{end}"));
             match files.find(&path) {
                 Found::Text(text) => {
-                    return match follow(&path, text, base, paths, files) {
-                        Code::Silent(read) if is_of_packages(base) => {
+                    if !is_of_packages(base) {
+                        return follow(&path, text, base, Packages::MayBeItsOwn, paths, files);
+                    }
+                    return match follow(&path, text, base, Packages::AreLookedAt, paths, files) {
+                        Code::Silent(read) => {
                             let package = name.split('.').next().unwrap_or(name);
                             package_logs(package, paths, files).unwrap_or(Code::Silent(read))
                         }
@@ -91,7 +97,7 @@ pub(super) fn module(name: &str, folder: &str, paths: &Paths<'_>, files: &Files)
 
 /// Code from the command line.
 pub(super) fn inline(code: &str, folder: &str, paths: &Paths<'_>, files: &Files) -> Code {
-    follow("the command line", code, folder, paths, files)
+    follow("the command line", code, folder, Packages::MayBeItsOwn, paths, files)
 }
 
 /// Whether a script was put there by a package manager (`console_scripts`): its work is in a package.
@@ -105,7 +111,8 @@ fn packages(script: &str, paths: &Paths<'_>, files: &Files) -> Option<Code> {
         return Some(Code::Unknown(TOO_MUCH.to_owned()));
     }
     let imports = python::read(script).imports;
-    imports.iter().filter_map(|import| import.split('.').next()).find_map(|package| package_logs(package, paths, files))
+    let packages = imports.iter().filter_map(|import| import.split('.').next());
+    packages.filter(|package| !python::is_library(package)).find_map(|package| package_logs(package, paths, files))
 }
 
 /// Whether any file of an installed package logs: it is the job's own, and which of its files run is not looked into. Only
@@ -126,9 +133,19 @@ fn package_logs(package: &str, paths: &Paths<'_>, files: &Files) -> Option<Code>
     )
 }
 
+/// What installed packages are to the code that imports them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packages {
+    /// The job's own code, or a library that logs when it is told to: nobody can tell.
+    MayBeItsOwn,
+    /// Whoever asks knows which of them are the job's own.
+    AreLookedAt,
+}
+
 /// Reads a source, and what it imports from beside it, until something logs.
-fn follow(path: &str, text: &str, base: &str, paths: &Paths<'_>, files: &Files) -> Code {
+fn follow(path: &str, text: &str, base: &str, installed: Packages, paths: &Paths<'_>, files: &Files) -> Code {
     let mut seen = BTreeSet::from([path.to_owned()]);
+    let mut packages = BTreeSet::new();
     let mut waiting = VecDeque::from([(path.to_owned(), text.to_owned())]);
     let mut unknown = None;
     while let Some((path, text)) = waiting.pop_front() {
@@ -143,19 +160,38 @@ fn follow(path: &str, text: &str, base: &str, paths: &Paths<'_>, files: &Files) 
         if let Some(what) = findings.logs {
             return Code::Logs(format!("{path}: {what}"));
         }
+        if let Some(what) = findings.starts {
+            unknown = unknown.or(Some(format!("{path} starts other code: {what}")));
+        }
         for import in &findings.imports {
             for candidate in candidates(import, &path, base, paths) {
                 if !paths.spend(LOOKUP) {
                     return Code::Unknown(format!("{path}: {TOO_MUCH}"));
                 }
                 match files.find(&candidate) {
-                    Found::Text(text) if seen.len() < MOST_FILES && seen.insert(candidate.clone()) => {
+                    Found::Text(_) if seen.contains(&candidate) => {}
+                    Found::Text(_) if seen.len() >= MOST_FILES => unknown = unknown.or(Some(TOO_MUCH.to_owned())),
+                    Found::Text(text) => {
+                        seen.insert(candidate.clone());
                         waiting.push_back((candidate, text.to_owned()));
                     }
-                    Found::Unknown(reason) if is_beside(&candidate, base) && is_own(import) => {
+                    Found::Unknown(reason)
+                        if reason == IN_A_VOLUME || is_beside(&candidate, base) && is_own(import) =>
+                    {
                         unknown = unknown.or(Some(format!("{candidate}: {reason}")));
                     }
                     _ => {}
+                }
+            }
+            let package = import.split('.').next().unwrap_or_default();
+            let mut is_new = || !python::is_library(package) && packages.insert(package.to_owned());
+            if installed == Packages::MayBeItsOwn && is_new() {
+                match package_logs(package, paths, files) {
+                    Some(Code::Logs(what)) => {
+                        unknown = unknown.or(Some(format!("{path} imports {package}, which can log ({what})")));
+                    }
+                    Some(Code::Unknown(reason)) => unknown = unknown.or(Some(reason)),
+                    Some(Code::Silent(_)) | None => {}
                 }
             }
         }
@@ -216,7 +252,11 @@ mod tests {
         run: impl Fn(&Paths<'_>, &Files) -> Code,
     ) -> Code {
         let of_image = texts.iter().map(|(path, text)| ((*path).to_owned(), File::Text((*text).to_owned()))).collect();
-        let files = Files { of_image: std::sync::Arc::new(of_image), complete, mounts: vec!["/mnt".to_owned()] };
+        let files = Files {
+            of_image: std::sync::Arc::new(of_image),
+            complete,
+            mounts: vec!["/mnt".to_owned(), "/app/volume".to_owned()],
+        };
         let folders = ["/usr/lib/python3/site-packages".to_owned(), "/lib/own".to_owned()];
         run(&Paths { folders: &folders, budget: &Cell::new(budget) }, &files)
     }
@@ -250,7 +290,13 @@ mod tests {
             ),
             (&[("/app/train.py", "import shared"), ("/lib/own/shared.py", LOGS)], "/lib/own/shared.py"),
             (&[("/app/train.py", "import train"), ("/app/other.py", LOGS)], ""),
-            (&[("/app/train.py", "import lib"), ("/usr/lib/python3/site-packages/lib.py", LOGS)], ""),
+            (
+                &[
+                    ("/app/train.py", "import transformers"),
+                    ("/usr/lib/python3/site-packages/transformers/integrations.py", LOGS),
+                ],
+                "",
+            ),
         ] {
             let found = code(texts, true, |paths, files| script("/app/train.py", paths, files));
             let expected = if file.is_empty() {
@@ -277,11 +323,10 @@ mod tests {
         let run = |texts: &[(&str, &str)], path: &str| code(texts, true, |paths, files| script(path, paths, files));
         let texts = [("/usr/local/bin/train", "from own.cli import main"), package];
         assert!(matches!(run(&texts, "/usr/local/bin/train"), Code::Logs(_)));
-        let texts = [("/app/train", "from own.cli import main"), package];
-        assert!(
-            matches!(run(&texts, "/app/train"), Code::Silent(_)),
-            "a library that can log does not make its user log"
-        );
+        let texts = [("/app/train", "import numpy\nfrom own.cli import main"), package];
+        let found = run(&texts, "/app/train");
+        let why = "/app/train imports own, which can log (/usr/lib/python3/site-packages/own/train.py: mlflow.autolog (line 2))";
+        assert_eq!(found, Code::Unknown(why.to_owned()), "the job's own, or a library that is told to log or not");
         let cli = ("/usr/lib/python3/site-packages/own/__main__.py", "import own.train");
         let found = code(&[package, cli], true, |paths, files| module("own", "/", paths, files));
         assert!(matches!(found, Code::Logs(_)));
@@ -303,6 +348,14 @@ mod tests {
         unknown(code(&[], true, |paths, files| script("/mnt/train.py", paths, files)));
         unknown(code(&[], true, |paths, files| script("/app/train.py", paths, files)));
         unknown(code(&[], false, |paths, files| script("/app/train.py", paths, files)));
+        for source in ["import subprocess\nsubprocess.run(['python', 'b.py'])", "import volume.b"] {
+            let texts = [("/app/train.py", source)];
+            unknown(code(&texts, true, |paths, files| script("/app/train.py", paths, files)));
+        }
+        let many: Vec<_> =
+            (0..150).map(|number| (format!("/app/m{number}.py"), format!("import m{}", number + 1))).collect();
+        let many: Vec<_> = many.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        unknown(code(&many, true, |paths, files| script("/app/m0.py", paths, files)));
         unknown(code(&[("/app/train.py", "from . import b")], false, |paths, files| {
             script("/app/train.py", paths, files)
         }));

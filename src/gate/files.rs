@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::image::{Wanted, wanted};
 pub use crate::images::File;
 pub(super) use crate::images::absolute as normal;
 
@@ -32,14 +33,21 @@ pub(super) struct Files {
 
 /// As many links as Linux follows.
 const MOST_LINKS: usize = 40;
+/// Why a file in a volume is not known.
+pub(super) const IN_A_VOLUME: &str = "it is in a volume";
+/// Longest path that Linux takes (`PATH_MAX`).
+const LONGEST_PATH: usize = 4096;
 
 impl Files {
     /// Looks at a path.
     pub(super) fn find(&self, path: &str) -> Found<'_> {
         let mut path = normal("/", path);
         for _ in 0..MOST_LINKS {
+            if path.len() > LONGEST_PATH {
+                return Found::Missing;
+            }
             if self.mounts.iter().any(|mount| is_within(&path, mount)) {
-                return Found::Unknown("it is in a volume");
+                return Found::Unknown(IN_A_VOLUME);
             }
             match self.of_image.get(&path) {
                 Some(File::Text(text)) => return Found::Text(text),
@@ -47,6 +55,10 @@ impl Files {
                 Some(File::Link(to)) => path = normal(parent(&path), to),
                 None => match self.linked_folder(&path) {
                     Some(elsewhere) => path = elsewhere,
+                    // Who has not looked for it has not seen that it is not there.
+                    None if self.complete && wanted(&path, 0) == Wanted::No => {
+                        return Found::Unknown("it is not of those files of an image that are read");
+                    }
                     None if self.complete => return Found::Missing,
                     None => return Found::Unknown("the image has not been read to its end"),
                 },
@@ -125,6 +137,11 @@ mod tests {
         assert_eq!(files.find("/bin/perl"), Found::Missing);
         assert_eq!(files.find("/data/train.py"), Found::Unknown("it is in a volume"));
         assert_eq!(files.find("/database"), Found::Missing);
+        assert_eq!(files.find(&"/bin".repeat(2000)), Found::Missing);
+        let not_read = Found::Unknown("it is not of those files of an image that are read");
+        for path in ["/usr/lib/own/start", "/app/train.pyc", "/var/lib/own/train.py"] {
+            assert_eq!(files.find(path), not_read, "{path}");
+        }
         let halfway = Files { complete: false, ..files };
         assert_eq!(halfway.find("/bin/perl"), Found::Unknown("the image has not been read to its end"));
     }

@@ -137,7 +137,8 @@ pub fn wanted(path: &str, size: u64) -> Wanted {
     if of_the_system {
         return Wanted::No;
     }
-    let may_be_run = is_python || has_extension(name, "sh") || !name.contains('.');
+    let is_of_a_shell = ["sh", "bash", "dash", "ksh", "zsh"].iter().any(|shell| has_extension(name, shell));
+    let may_be_run = is_python || is_of_a_shell || !name.contains('.');
     let lists_packages = name.contains("requirements") && has_extension(name, "txt");
     if !may_be_run && !lists_packages {
         return Wanted::No;
@@ -181,6 +182,7 @@ mod tests {
         for (path, size, expected) in [
             ("/app/train.py", 100, Wanted::Text),
             ("/entrypoint.sh", 100, Wanted::Text),
+            ("/app/run.bash", 100, Wanted::Text),
             ("/usr/local/bin/train", 100, Wanted::Text),
             ("/usr/bin/python3.11", 100, Wanted::No),
             ("/usr/bin/bash", 1_200_000, Wanted::Presence),

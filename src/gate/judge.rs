@@ -180,6 +180,9 @@ const LONGEST_TEXT: usize = 400;
 /// Folders of a kind in which Python looks for modules.
 const MOST_FOLDERS: usize = 32;
 
+/// Packages and files of packages among what a container installs that are looked at.
+const MOST_PACKAGES: usize = 200;
+
 fn shortened(mut text: String) -> String {
     if text.len() > LONGEST_TEXT {
         text.truncate(text.floor_char_boundary(LONGEST_TEXT));
@@ -226,18 +229,18 @@ fn package(run: &Run, image: &Image) -> (Answer, String) {
     if let Some(Package { name, version, path }) = image.packages.first() {
         return (Answer::Yes, format!("{name} {version} is in the image ({path})"));
     }
-    let mut installed = run.programs.iter().filter_map(|program| match program {
+    let mut installs = run.programs.iter().filter_map(|program| match program {
         Program::Install(packages) => Some(packages),
         _ => None,
     });
-    if installed.any(|packages| packages.iter().any(|package| is_mlflow(package) || lists_mlflow(package, run))) {
-        return (Answer::Yes, "mlflow is installed when the container starts".to_owned());
-    }
-    if run.programs.iter().any(|program| matches!(program, Program::Install(_))) {
-        return (
-            Answer::Unknown,
-            "packages are installed when the container starts, and mlflow may be among them".to_owned(),
-        );
+    if let Some(first) = installs.next() {
+        let mut packages = first.iter().chain(installs.flatten()).take(MOST_PACKAGES);
+        return if packages.any(|package| is_mlflow(package) || lists_mlflow(package, run)) {
+            (Answer::Yes, "mlflow is installed when the container starts".to_owned())
+        } else {
+            let why = "packages are installed when the container starts, and mlflow may be among them";
+            (Answer::Unknown, why.to_owned())
+        };
     }
     if image.complete {
         (Answer::No, "no package mlflow, mlflow-skinny or mlflow-tracing is in the image".to_owned())
@@ -256,8 +259,13 @@ fn is_mlflow(requirement: &str) -> bool {
 
 /// A file of requirements in the image.
 fn lists_mlflow(file: &str, run: &Run) -> bool {
-    let found = run.files.of_image.iter().find(|(path, _)| path.ends_with(file) && has_extension(path, "txt"));
-    match found {
+    if !has_extension(file, "txt") {
+        return false;
+    }
+    // In whatever folder the command runs.
+    let file = file.trim_start_matches("./");
+    let is_it = |path: &str| path.strip_suffix(file).is_some_and(|folder| folder.is_empty() || folder.ends_with('/'));
+    match run.files.of_image.iter().find(|(path, _)| is_it(path)) {
         Some((_, File::Text(text))) => text.lines().any(|line| is_mlflow(line.trim())),
         _ => false,
     }

@@ -1,11 +1,12 @@
 //! The gate: does a job log to MLflow? Answered from its manifest and its image, without running anything.
 //!
 //! `subject` says whose containers are looked at, `image` what is known of an image, `program` what runs in the end (`shell` reads
-//! scripts on the way there), `code` what that does with MLflow (`python` reads sources), `judge` what follows from it, `review` what the
+//! scripts on the way there, `commands` has the names), `code` what that does with MLflow (`python` reads sources), `judge` what follows from it, `review` what the
 //! API server is told. All of this is pure. `gather` makes an [`Image`] of layers, `keeper` does it while the API server waits (`secrets` and
 //! `runtime` read, `tell` writes).
 
 mod code;
+mod commands;
 mod files;
 mod gather;
 mod image;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::commands::{HARMLESS, LAUNCHERS, LAUNCHING_MODULES, SHELLS, VALUED, WRAPPERS};
 use super::files::{Files, Found, has_extension, normal};
 use super::shell::{self, Step, Word};
 
@@ -42,11 +43,19 @@ const MOST_COMMANDS: usize = 2_000;
 const MOST_BYTES: usize = 2 << 20;
 /// Folders of a `PATH` that are looked into.
 const MOST_FOLDERS: usize = 32;
+/// Files that are looked for, which takes a step for each folder of their paths.
+const MOST_LOOKS: usize = 10_000;
 
 /// Everything that a command may run.
 pub(super) fn of(command: &[String], place: &Place, files: &Files) -> Vec<Program> {
-    let mut search =
-        Search { files, place: place.clone(), found: Vec::new(), commands: MOST_COMMANDS, bytes: MOST_BYTES };
+    let mut search = Search {
+        files,
+        place: place.clone(),
+        found: Vec::new(),
+        commands: MOST_COMMANDS,
+        bytes: MOST_BYTES,
+        looks: MOST_LOOKS,
+    };
     search.run(&command.iter().cloned().map(Word::Known).collect::<Vec<_>>(), 0);
     search.found
 }
@@ -55,81 +64,13 @@ struct Search<'f> {
     files: &'f Files,
     place: Place,
     found: Vec<Program>,
-    /// How many more commands, and bytes of scripts, are looked at.
+    /// How many more commands, bytes of scripts, and files are looked at.
     commands: usize,
     bytes: usize,
+    looks: usize,
 }
 
-/// Commands that run the command behind their options: their name, how many arguments of their own come before it, and the
-/// letters of those options that have a value behind them.
-const WRAPPERS: &[(&str, usize, &str)] = &[
-    ("exec", 0, "a"),
-    ("command", 0, ""),
-    ("nohup", 0, ""),
-    ("time", 0, "fo"),
-    ("nice", 0, "n"),
-    ("ionice", 0, "cnp"),
-    ("setsid", 0, ""),
-    ("stdbuf", 0, "ioe"),
-    ("env", 0, "uCS"),
-    ("tini", 0, "ep"),
-    ("dumb-init", 0, "r"),
-    ("catatonit", 0, ""),
-    ("docker-init", 0, "ep"),
-    ("xvfb-run", 0, "efnpsw"),
-    ("sudo", 0, "ugpC"),
-    ("gosu", 1, ""),
-    ("su-exec", 1, ""),
-    ("timeout", 1, "ks"),
-    ("launcher", 0, ""),
-];
-
-/// Commands whose arguments have a Python script or module among them.
-const LAUNCHERS: &[&str] = &[
-    "torchrun",
-    "accelerate",
-    "horovodrun",
-    "mpirun",
-    "mpiexec",
-    "deepspeed",
-    "uv",
-    "poetry",
-    "pipenv",
-    "pdm",
-    "hatch",
-    "conda",
-    "micromamba",
-    "mamba",
-    "coverage",
-    "spark-submit",
-    "composer",
-    "ray",
-    "srun",
-    "numactl",
-    "ts-node",
-];
-
-/// Modules of Python that do the same.
-const LAUNCHING_MODULES: &[&str] = &[
-    "torch.distributed.run",
-    "torch.distributed.launch",
-    "accelerate.commands.launch",
-    "coverage",
-    "cProfile",
-    "pdb",
-    "horovod.runner",
-];
-
-const SHELLS: &[&str] = &["sh", "bash", "dash", "ash", "zsh", "ksh"];
-
-/// Commands of a shell that run nothing.
-const HARMLESS: &[&str] = &[
-    "cd", "set", "export", "echo", "printf", "test", "[", "true", ":", "mkdir", "exit", "trap", "wait", "sleep",
-    "umask", "ulimit", "unset", "return", "shift", "read", "local", "cat", "cp", "mv", "rm", "ls", "chmod", "chown",
-    "touch", "date", "tee", "grep", "sed", "tail", "head",
-];
-
-impl Search<'_> {
+impl<'f> Search<'f> {
     fn add(&mut self, program: Program) {
         if self.found.len() < MOST && !self.found.contains(&program) {
             self.found.push(program);
@@ -155,6 +96,9 @@ impl Search<'_> {
             Word::Open(text) => return self.unknown(format!("only a run knows what {text} is")),
         };
         let name = first.rsplit('/').next().unwrap_or(first);
+        if name == "env" && arguments.iter().filter_map(known).any(|word| word.starts_with("-S")) {
+            return self.unknown("env makes a command of a text");
+        }
         if let Some((_, own, valued)) = WRAPPERS.iter().find(|(wrapper, ..)| *wrapper == name) {
             return self.run(behind_options(arguments, *own, valued, name == "env"), depth.saturating_add(1));
         }
@@ -205,8 +149,7 @@ impl Search<'_> {
         self.bytes = left;
         let arguments: Option<Vec<String>> = arguments.iter().map(known).map(|word| word.map(str::to_owned)).collect();
         let before = self.place.clone();
-        let environment = before.environment.clone();
-        let lookup = |name: &str| environment.get(name).cloned().flatten();
+        let lookup = |name: &str| before.environment.get(name).cloned().flatten();
         let Some(steps) = shell::steps(text, &arguments.unwrap_or_default(), lookup) else {
             return self.unknown("a shell script is too long to be read");
         };
@@ -296,6 +239,16 @@ impl Search<'_> {
         self.unknown(format!("what {name} runs is not among its arguments"));
     }
 
+    fn find(&mut self, path: &str) -> Found<'f> {
+        match self.looks.checked_sub(1) {
+            Some(left) => {
+                self.looks = left;
+                self.files.find(path)
+            }
+            None => Found::Unknown("more files are looked for than anybody has"),
+        }
+    }
+
     /// A program by its name, as the system finds it.
     fn named(&mut self, name: &str, arguments: &[Word], depth: usize) {
         if name.contains('/') {
@@ -306,7 +259,7 @@ impl Search<'_> {
         let mut unknown = None;
         for folder in path.split(':').take(MOST_FOLDERS) {
             let file = normal(folder, name);
-            match self.files.find(&file) {
+            match self.find(&file) {
                 Found::Missing => {}
                 Found::Unknown(reason) => unknown = unknown.or(Some(reason)),
                 Found::Text(_) | Found::Other => return self.file(Some(&Word::Known(file)), arguments, depth),
@@ -323,7 +276,7 @@ impl Search<'_> {
         let Some(file) = file else { return };
         let Some(file) = known(file) else { return self.unknown("only a run knows which file it runs") };
         let path = normal(&self.place.folder, file);
-        let text = match self.files.find(&path) {
+        let text = match self.find(&path) {
             Found::Text(text) => text,
             Found::Other | Found::Missing => return self.add(Program::Other(path)),
             Found::Unknown(reason) => return self.unknown(format!("{path}: {reason}")),
@@ -377,9 +330,9 @@ fn behind_options<'w>(arguments: &'w [Word], own: usize, valued: &str, has_assig
         if !(is_option(first) || has_assignments && text.contains('=')) {
             break;
         }
-        // `-n 5`; in `-n5` the value is there already.
+        // `-n 5`; in `-n5` and `--adjustment=5` the value is there already.
         let letter = text.strip_prefix('-').filter(|letter| letter.len() == 1);
-        let has_value = letter.is_some_and(|letter| valued.contains(letter));
+        let has_value = letter.is_some_and(|letter| valued.contains(letter)) || VALUED.contains(&text);
         rest = if has_value { behind.get(1..).unwrap_or_default() } else { behind };
     }
     rest.get(own..).unwrap_or_default()
@@ -451,6 +404,13 @@ mod tests {
             &["sh", "-c", "\"$@\"", "sh", "python", "train.py"],
             &["sh", "-c", "python $MODE.py"],
             &["/entry.sh", "python", "train.py"],
+            &["timeout", "--signal", "TERM", "-k", "5", "1h", "python", "train.py"],
+            &["nice", "--adjustment=5", "python", "train.py"],
+            &["strace", "-o", "log", "python", "train.py"],
+            &["sh", "-c", "ls | xargs -n 1 python train.py"],
+            &["ipython", "train.py"],
+            &["nsys", "profile", "-o", "report", "python", "train.py"],
+            &["./start.bash"],
             &["./run"],
             &["run"],
             &["/kubeflow-extension/launcher/launcher", "--exec", "--", "python", "train.py"],
@@ -459,6 +419,7 @@ mod tests {
                 ("/entry.sh", "#!/bin/sh\nset -e\nexec \"$@\"\n"),
                 ("/app/run", "#!/usr/bin/env bash\ncd /app\n./inner \"$@\""),
                 ("/app/inner", "python train.py"),
+                ("/app/start.bash", "python train.py"),
                 ("/usr/bin/run", "#!/bin/sh\npython /app/train.py"),
             ];
             assert_eq!(programs(command, &texts), [script("/app/train.py")], "{command:?}");
@@ -487,7 +448,7 @@ mod tests {
             programs(&["tool"], &[("/usr/local/bin/tool", "#!/usr/bin/python3\nimport a")]),
             [script("/usr/local/bin/tool")]
         );
-        assert_eq!(programs(&["sh", "-c", "sleep 10"], &[]), []);
+        assert_eq!(programs(&["sh", "-c", "sleep 10; ls | xargs -r rm"], &[]), []);
     }
 
     #[test]
@@ -501,6 +462,11 @@ mod tests {
             &["/mnt/code/run.sh"],
             &["sh", "/loop.sh"],
             &["torchrun"],
+            &["make", "train"],
+            &["env", "-S", "python train.py"],
+            &["papermill", "train.ipynb", "out.ipynb"],
+            &["/usr/lib/own/start"],
+            &["./start.csh"],
         ] {
             let found = programs(command, &[("/loop.sh", "sh /loop.sh")]);
             assert!(matches!(found[..], [Program::Unknown(_)]), "{command:?}: {found:?}");

@@ -3,6 +3,8 @@
 //! Branches and loops are not weighed: whatever the script may run counts as run. What a word stands for is found as far as it
 //! stands in the script, the arguments or the environment.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use tree_sitter::Node;
@@ -31,26 +33,36 @@ pub(super) enum Step {
 const LONGEST: usize = 256 * 1024;
 /// Steps that we follow.
 const MOST_STEPS: usize = 2000;
+/// Longest word, in bytes: Linux lets no argument have more (`MAX_ARG_STRLEN`). A variable may be made of itself, twice.
+const LONGEST_WORD: usize = 128 << 10;
+/// Bytes of all words of a script. Each may be made of what is set elsewhere, however short it looks.
+const MOST_BYTES: usize = 1 << 20;
+/// What is shown of a word that only a run knows, in bytes.
+const LONGEST_OPEN: usize = 200;
 
 /// The steps of a script whose positional parameters are `arguments` (`$1` the first). `lookup` knows variables of the
 /// environment; those that the script sets itself are ours to know. `None` where it is too long to be read.
 pub(super) fn steps(script: &str, arguments: &[String], lookup: impl Fn(&str) -> Option<String>) -> Option<Vec<Step>> {
     let tree = parse(&tree_sitter_bash::LANGUAGE.into(), script, LONGEST)?;
-    let mut reader = Reader { script, arguments, lookup, set: Vec::new() };
+    let left = Cell::new(Some(MOST_BYTES));
+    let mut reader = Reader { script, arguments, lookup, set: HashMap::new(), left: &left };
     let mut steps = Vec::new();
     each(&tree, |node| {
         steps.extend(reader.step(node));
-        if steps.len() > MOST_STEPS { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let is_too_much = steps.len() > MOST_STEPS || left.get().is_none();
+        if is_too_much { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    (steps.len() <= MOST_STEPS).then_some(steps)
+    (steps.len() <= MOST_STEPS && left.get().is_some()).then_some(steps)
 }
 
 struct Reader<'s, L> {
     script: &'s str,
     arguments: &'s [String],
     lookup: L,
-    /// What the script has set so far, the latest last.
-    set: Vec<(String, Word)>,
+    /// What the script has set so far.
+    set: HashMap<String, Word>,
+    /// Bytes that words may still have; `None` once there were more.
+    left: &'s Cell<Option<usize>>,
 }
 
 impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
@@ -61,7 +73,7 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
                 let value = node.child_by_field_name("value");
                 let value = value.map_or(Word::Known(String::new()), |value| self.word(value));
                 let name = self.text(node.child_by_field_name("name")?).to_owned();
-                self.set.push((name.clone(), value.clone()));
+                self.set.insert(name.clone(), value.clone());
                 Some(Step::Set(name, value))
             }
             _ => None,
@@ -76,7 +88,7 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
                 _ if ["\"$@\"", "$@", "$*", "\"$*\"", "\"${@}\"", "${@}", "${@:1}", "\"${@:1}\""]
                     .contains(&self.text(part)) =>
                 {
-                    words.extend(self.arguments.iter().cloned().map(Word::Known));
+                    words.extend(self.all_arguments());
                 }
                 "command_name" => words.extend(part.child(0).map(|name| self.all(name)).unwrap_or_default()),
                 _ => words.push(self.word(part)),
@@ -88,13 +100,34 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
     /// A command's name, which may be all of our arguments.
     fn all(&self, name: Node<'_>) -> Vec<Word> {
         if ["\"$@\"", "$@", "${@}", "\"${@}\"", "$*"].contains(&self.text(name)) {
-            return self.arguments.iter().cloned().map(Word::Known).collect();
+            return self.all_arguments();
         }
         vec![self.word(name)]
     }
 
+    fn all_arguments(&self) -> Vec<Word> {
+        if !self.spend(self.arguments.iter().map(|argument| size_of::<Word>() + argument.len()).sum()) {
+            return Vec::new();
+        }
+        self.arguments.iter().cloned().map(Word::Known).collect()
+    }
+
     fn word(&self, node: Node<'_>) -> Word {
-        self.value(node, 0).map_or_else(|| Word::Open(self.text(node).to_owned()), Word::Known)
+        if self.left.get().is_some()
+            && let Some(value) = self.value(node, 0)
+            && self.spend(value.len())
+        {
+            return Word::Known(value);
+        }
+        let text = self.text(node);
+        Word::Open(text.get(..text.floor_char_boundary(LONGEST_OPEN)).unwrap_or_default().to_owned())
+    }
+
+    /// Whether words may have so many bytes more.
+    fn spend(&self, bytes: usize) -> bool {
+        let left = self.left.get().and_then(|left| left.checked_sub(bytes));
+        self.left.set(left);
+        left.is_some()
     }
 
     /// The text that a node stands for. Depth is bounded: a stranger wrote it.
@@ -126,6 +159,9 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
             whole.push_str(self.script.get(at..part.start_byte()).unwrap_or_default());
             whole.push_str(&self.value(part, depth.saturating_add(1))?);
             at = part.end_byte();
+            if whole.len() > LONGEST_WORD {
+                return None;
+            }
         }
         whole.push_str(self.script.get(at..end).unwrap_or_default());
         Some(whole)
@@ -135,9 +171,9 @@ impl<L: Fn(&str) -> Option<String>> Reader<'_, L> {
         if let Ok(number) = name.parse::<usize>() {
             return self.arguments.get(number.checked_sub(1)?).cloned();
         }
-        match self.set.iter().rev().find(|(set, _)| set == name) {
-            Some((_, Word::Known(value))) => Some(value.clone()),
-            Some((_, Word::Open(_))) => None,
+        match self.set.get(name) {
+            Some(Word::Known(value)) => Some(value.clone()),
+            Some(Word::Open(_)) => None,
             None => (self.lookup)(name),
         }
     }
@@ -240,5 +276,43 @@ mod tests {
         }
         assert_eq!(steps(&" ".repeat(LONGEST + 1), &[], |_| None), None);
         assert_eq!(steps(&"a\n".repeat(MOST_STEPS + 1), &[], |_| None), None);
+        let nothing = vec![String::new(); 5_000];
+        assert_eq!(steps(&format!("a {}", "\"$@\" ".repeat(20_000)), &nothing, |_| None), None);
+    }
+
+    /// How large the words of a script are, all together.
+    fn size(script: &str, arguments: &[String], variable: &str) -> usize {
+        let steps = steps(script, arguments, |_| Some(variable.to_owned())).unwrap_or_default();
+        let word = |word: &Word| match word {
+            Word::Known(text) | Word::Open(text) => text.len(),
+        };
+        let sizes = steps.iter().map(|step| match step {
+            Step::Command(words) => words.iter().map(word).sum(),
+            Step::Set(name, value) => name.len() + word(value),
+        });
+        sizes.sum()
+    }
+
+    #[test]
+    fn words_do_not_grow_without_end() {
+        let large = "x".repeat(100_000);
+        for script in [
+            // Doubled, again and again.
+            format!("A={large}\n{}", "A=$A$A\n".repeat(60)),
+            "A=x\n".to_owned() + &"A=\"$A$A\"\n".repeat(60),
+            "a \"$@\"\n".repeat(1500),
+            format!("a {}", "\"$@\" ".repeat(20_000)),
+            format!("a {}", "$V ".repeat(50_000)),
+            format!("a \"{}\"", "$V".repeat(50_000)),
+            "a $V $1\n".repeat(1500),
+            "a $V\n".repeat(1500),
+            format!("{}{}", "$(a ".repeat(50_000), ")".repeat(50_000)),
+            format!("{}{}", "a $(b ".repeat(1000), ")".repeat(1000)) + &" ".repeat(100_000),
+        ] {
+            let size = size(&script, std::slice::from_ref(&large), &large);
+            assert!(size <= 4 * MOST_BYTES, "{size} bytes of {:?}...", &script[script.len() - 20..]);
+        }
+        let twice = known("A=ab; B=$A$A; c \"$B$B\"", &[]);
+        assert_eq!(twice, ["A=ab", "B=abab", "c|abababab"]);
     }
 }

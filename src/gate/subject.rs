@@ -30,6 +30,9 @@ pub struct Container {
 
 /// Bytes of all containers of a job that are kept: what Linux lets a single argument have.
 pub(super) const LARGEST: usize = 128 << 10;
+/// Bytes that variables may add to a container's words. Each of `$(A)$(A)` is as long as what it stands for; Linux has less than that
+/// for all arguments of a process.
+const MOST_EXPANDED: usize = 1 << 20;
 /// Longest name of a container and image that is kept, in bytes.
 const LONGEST_NAME: usize = 512;
 
@@ -117,11 +120,12 @@ impl Container {
             (true, false) => (&image.entrypoint, &self.args),
             (false, _) => (&self.command, &self.args),
         };
-        command.iter().chain(args).map(|word| self.expanded(word)).collect()
+        let mut left = MOST_EXPANDED;
+        command.iter().chain(args).map(|word| self.expanded(word, &mut left)).collect()
     }
 
-    /// The kubelet puts variables in for `$(NAME)`, and `$` for `$$`.
-    fn expanded(&self, word: &str) -> String {
+    /// The kubelet puts variables in for `$(NAME)`, and `$` for `$$`. What is more than may be `left` is not put in.
+    fn expanded(&self, word: &str, left: &mut usize) -> String {
         let mut expanded = String::new();
         let mut rest = word;
         while let Some((before, behind)) = rest.split_once('$') {
@@ -129,7 +133,10 @@ impl Container {
             let reference = behind.strip_prefix('(').and_then(|behind| behind.split_once(')'));
             if let Some((name, behind)) = reference {
                 match self.environment.get(name) {
-                    Some(Value::Text(text)) => expanded.push_str(text),
+                    Some(Value::Text(text)) if text.len() <= *left => {
+                        *left -= text.len();
+                        expanded.push_str(text);
+                    }
                     _ => expanded.extend(["$(", name, ")"]),
                 }
                 rest = behind;
@@ -193,5 +200,17 @@ mod tests {
         assert_eq!(words(json(r#"{"name": "a", "command": ["sh", "x"]}"#)), "sh x");
         let expanded = r#"{"name": "a", "command": ["$(A)", "$(B)", "$$(A)", "$x", "$(C)"], "env": [{"name": "A", "value": "a"}, {"name": "C", "valueFrom": {}}]}"#;
         assert_eq!(words(json(expanded)), "a $(B) $(A) $x $(C)");
+    }
+
+    #[test]
+    fn a_word_does_not_grow_without_end() {
+        let container = Container {
+            args: vec!["$(A)".repeat(1000); 16],
+            environment: [("A".to_owned(), Value::Text("x".repeat(64 << 10)))].into(),
+            ..Container::default()
+        };
+        assert!(container.size() < LARGEST + (16 << 10), "one of a size that is kept");
+        let words = container.words(&Image::default());
+        assert!(words.iter().map(String::len).sum::<usize>() <= MOST_EXPANDED + 16 * 4000);
     }
 }

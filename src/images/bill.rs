@@ -20,6 +20,10 @@ use super::Digest;
 const MOST_PACKAGES: usize = 16;
 /// Longest name or version of a package, in bytes.
 const LONGEST_WORD: usize = 100;
+/// Subjects of a statement that are looked at; one is usual.
+const MOST_SUBJECTS: usize = 1000;
+/// References of a package that are looked at; a package has a few.
+const MOST_REFERENCES: usize = 100;
 
 /// A package that a bill lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +87,7 @@ struct Document<'d, W> {
     // A statement.
     #[serde(borrow, rename = "_type")]
     statement: Option<Cow<'d, str>>,
-    subject: Option<Vec<Subject>>,
+    subject: Option<First<Subject, MOST_SUBJECTS>>,
     #[serde(borrow, rename = "predicateType")]
     predicate_type: Option<Cow<'d, str>>,
     #[serde(borrow)]
@@ -108,7 +112,24 @@ struct Envelope<'d> {
 #[derive(Deserialize)]
 struct Subject {
     #[serde(default)]
-    digest: std::collections::BTreeMap<String, String>,
+    digest: Digests,
+}
+
+/// Of those that [`Digest`] knows.
+#[derive(Default, Deserialize)]
+struct Digests {
+    sha256: Option<String>,
+    sha512: Option<String>,
+}
+
+impl Digests {
+    fn of(&self, algorithm: &str) -> Option<&str> {
+        match algorithm {
+            "sha256" => self.sha256.as_deref(),
+            "sha512" => self.sha512.as_deref(),
+            _ => None,
+        }
+    }
 }
 
 impl<W: Wants> Document<'_, W> {
@@ -124,8 +145,8 @@ impl<W: Wants> Document<'_, W> {
         let is_bill =
             ["https://spdx.dev/Document", "https://cyclonedx.org/bom"].iter().any(|known| kind.starts_with(known));
         let (algorithm, hexadecimal) = image.as_str().split_once(':')?;
-        let subjects = self.subject.unwrap_or_default();
-        let is_about = |subject: &Subject| subject.digest.get(algorithm).is_some_and(|digest| digest == hexadecimal);
+        let subjects = self.subject.map_or(Vec::new(), |first| first.0);
+        let is_about = |subject: &Subject| subject.digest.of(algorithm) == Some(hexadecimal);
         if !(self.statement?.starts_with("https://in-toto.io/Statement/") && is_bill && subjects.iter().any(is_about)) {
             return None;
         }
@@ -149,8 +170,8 @@ trait Lists {
 
 #[derive(Deserialize)]
 struct Package {
-    #[serde(default, rename = "externalRefs")]
-    references: Vec<ExternalReference>,
+    #[serde(rename = "externalRefs")]
+    references: Option<First<ExternalReference, MOST_REFERENCES>>,
 }
 
 #[derive(Deserialize)]
@@ -163,7 +184,8 @@ struct ExternalReference {
 
 impl Lists for Package {
     fn listed(self) -> Vec<Listed> {
-        let urls = self.references.into_iter().filter(|reference| reference.kind == "purl");
+        let references = self.references.map_or(Vec::new(), |first| first.0);
+        let urls = references.into_iter().filter(|reference| reference.kind == "purl");
         urls.filter_map(|reference| Listed::of_url(&reference.locator)).collect()
     }
 }
@@ -185,6 +207,36 @@ impl<W: Wants> Lists for Component<W> {
         }
         let own = self.url.as_deref().and_then(Listed::of_url);
         own.into_iter().chain(self.components.into_iter().flat_map(|list| list.found)).collect()
+    }
+}
+
+/// The first entries of a list. An empty entry takes many times its bytes, and a bill is a tenant's.
+struct First<T, const MOST: usize>(Vec<T>);
+
+impl<'d, T: Deserialize<'d>, const MOST: usize> Deserialize<'d> for First<T, MOST> {
+    fn deserialize<D: Deserializer<'d>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T, const MOST: usize>(PhantomData<T>);
+
+        impl<'d, T: Deserialize<'d>, const MOST: usize> Visitor<'d> for Entries<T, MOST> {
+            type Value = First<T, MOST>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'d>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+                let mut first = Vec::new();
+                while first.len() < MOST
+                    && let Some(entry) = entries.next_element()?
+                {
+                    first.push(entry);
+                }
+                while entries.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(First(first))
+            }
+        }
+
+        deserializer.deserialize_seq(Entries(PhantomData))
     }
 }
 

@@ -16,8 +16,8 @@ use tenancy_fixer::images::{Credentials, Digest};
 use crate::gate::{LOGS, Looks, PATIENCE, SILENT, base, image, mlflow, running};
 use crate::layer::Layer;
 use crate::registry::{Door, Image, Registry, StandIn, answer};
-use crate::server::block_on;
-use crate::support;
+use crate::server::{Certificate, block_on};
+use crate::{gate_server, support};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -315,6 +315,48 @@ fn a_bill_that_cannot_be_read_costs_little_and_the_layers_are_read() {
         let looks = Looks::at(&[stand_in.address, to], &[]);
         is_passed_over(&looks, &format!("{}/team/job:v1", stand_in.address), "it is gone").await;
     });
+}
+
+/// Each entry of an empty list takes many times its three bytes, where all of them are kept.
+#[test]
+fn bills_of_many_empty_entries_take_little_memory() {
+    let scene = Scene::new("empty-entries");
+    let certificate = Certificate::make(&folder("empty-entries"));
+    let empty = "{},".repeat(2_700_000) + "{}";
+    let bills = [
+        (".sbom", SPDX, format!(r#"{{"spdxVersion":"SPDX-2.3","packages":[{{"externalRefs":[{empty}]}}]}}"#)),
+        (".sbom", SPDX, format!(r#"{{"spdxVersion":"SPDX-2.3","packages":[{empty}]}}"#)),
+        (".sbom", SPDX, format!(r#"{{"bomFormat":"CycloneDX","components":[{empty}]}}"#)),
+        (".att", STATEMENT, format!(r#"{{"_type":"https://in-toto.io/Statement/v0.1","subject":[{empty}]}}"#)),
+    ];
+    // A bill is read if the layers are larger.
+    let mut noise = vec![0; 9 << 20];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut noise).unwrap();
+    let layers =
+        vec![mlflow(), Layer::new().file("/data", &noise).plain(), Layer::of(&[("/app/train.py", LOGS)]).gzip()];
+    let server = gate_server::gate(&certificate, &scene.registry, &[], None);
+    for (number, (end, kind, bill)) in bills.into_iter().enumerate() {
+        let tag = format!("v{number}");
+        block_on(async {
+            let mut image = image(layers.clone());
+            image.config["number"] = json!(number);
+            let digest = scene.registry.push(scene.repository, &tag, &image).await;
+            scene.registry.push_blob(scene.repository, "{}".into()).await;
+            let content = scene.registry.push_blob(scene.repository, bill.clone().into()).await;
+            let manifest = manifest_of(kind, &bill, &content, None);
+            scene
+                .registry
+                .push_manifest(scene.repository, &format!("{}{end}", dashed(&digest)), MANIFEST, &manifest)
+                .await;
+        });
+        let answer = gate_server::review(&server, "/job/validate", &gate_server::job("a", &scene.name(&tag)));
+        assert_eq!((&answer["allowed"], answer.get("warnings")), (&json!(true), None), "{answer}");
+        let read = server.metric(r#"tenancy_fixer_gate_image_bills_of_materials_total{result="of_no_use"}"#);
+        assert_eq!(read, u64::try_from(number).unwrap() + 1, "the bill was read");
+    }
+    let memory = gate_server::peak_memory(&server);
+    eprintln!("bills of 8 MB: at most {memory} MiB");
+    assert!(memory < 64, "{memory} MiB");
 }
 
 /// A stand-in for a registry that answers all but one path, which it lets wait for ever.

@@ -112,6 +112,29 @@ fn images_on_this_machine_are_judged() {
     assert_eq!(code, 0, "{text}");
 }
 
+/// On a terminal a bar shows the layers, and is gone when the answer is there; elsewhere there is none.
+#[test]
+fn a_terminal_sees_how_far_it_has_come() {
+    let folder = folder("bar");
+    let image = format!("oci:{}", folder.join("image").display());
+    layout(&folder.join("image"), &layers("import numpy"));
+    let program = env!("CARGO_BIN_EXE_tenancy-fixer");
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--flush", "--command", &format!("'{program}' gate '{image}'"), "/dev/null"])
+        .env("TERM", "xterm")
+        .env("SHELL", "/bin/sh")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("script runs; Debian has it in bsdutils");
+    let seen = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{seen}");
+    let bar = seen.find("layer 1 of 2").unwrap_or_else(|| panic!("no bar: {seen:?}"));
+    let answer = seen.find(": no").unwrap_or_else(|| panic!("no answer: {seen:?}"));
+    assert!(bar < answer && !seen[answer..].contains("layer "), "{seen:?}");
+    let (code, text) = gate(&[&image]);
+    assert!(code == 1 && !text.contains("layer 1 of") && !text.contains('\u{1b}'), "{text:?}");
+}
+
 #[test]
 fn what_cannot_be_read_is_neither_yes_nor_no() {
     let folder = folder("wrong");

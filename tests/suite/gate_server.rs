@@ -26,7 +26,7 @@ fn image(text: &str) -> Image {
 }
 
 /// A `serve` that may ask this registry.
-fn gate(certificate: &Certificate, registry: &Registry, flags: &[&str], kubeconfig: Option<&PathBuf>) -> Server {
+pub fn gate(certificate: &Certificate, registry: &Registry, flags: &[&str], kubeconfig: Option<&PathBuf>) -> Server {
     let at = registry.address.to_string();
     let mut all = vec!["--gate", "enforce", "--insecure-registries", &at, "--registry-networks", "127.0.0.1"];
     all.extend(flags);
@@ -34,7 +34,7 @@ fn gate(certificate: &Certificate, registry: &Registry, flags: &[&str], kubeconf
     Server::start_with(certificate, &["--only", "gate"], &all, &environment)
 }
 
-fn job(name: &str, image: &str) -> Value {
+pub fn job(name: &str, image: &str) -> Value {
     json!({
         "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
         "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "train", "image": image}]}}},
@@ -42,7 +42,7 @@ fn job(name: &str, image: &str) -> Value {
 }
 
 /// The API server's answer to a review of that object.
-fn review(server: &Server, path: &str, object: &Value) -> Value {
+pub fn review(server: &Server, path: &str, object: &Value) -> Value {
     let response = server::post(server, path, wire::review(object).to_string());
     assert_eq!(response.status(), 200);
     let answer: Value = serde_json::from_slice(response.body()).unwrap();
@@ -112,7 +112,7 @@ fn a_review_is_answered_by_mode_and_counted() {
 }
 
 /// The most memory that a process has had, in MiB.
-fn peak_memory(server: &Server) -> u64 {
+pub fn peak_memory(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() / 1024
@@ -161,15 +161,93 @@ fn fifty_jobs_at_once_are_answered_in_time_and_in_little_memory() {
         "50 jobs, 50 images of {size} bytes: slowest answer {slowest:?}, memory {before} MiB before, at most {memory} MiB"
     );
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
-    assert!(memory < 64, "{memory} MiB");
-    let allowed: Vec<bool> = answers.iter().map(|(answer, _)| answer["allowed"] == true).collect();
-    let known = answers.iter().filter(|(answer, _)| answer.get("warnings").is_none()).count();
+    // Whoever is told to try again is let through with a warning that says so, and has an answer soon.
+    let is_known = |answer: &Value| {
+        let known = answer.get("warnings").is_none();
+        assert!(known || answer["allowed"] == true && answer.to_string().contains("try again"), "{answer}");
+        known
+    };
+    let mut known = answers.iter().filter(|(answer, _)| is_known(answer)).count();
     eprintln!("{known} of 50 were known within the deadline");
+    assert!(known > 5, "{known} of 50");
     for (number, (answer, _)) in answers.iter().enumerate() {
-        if answer.get("warnings").is_none() {
-            assert_eq!(allowed[number], number % 2 == 0, "{answer}");
-        }
+        let mut answer = answer.clone();
+        wait_for("every job to be known", || {
+            is_known(&answer) || {
+                answer = review(&server, "/job/validate", &job("a", &format!("{at}/team/job:v{number}")));
+                known += usize::from(is_known(&answer));
+                is_known(&answer)
+            }
+        });
+        assert_eq!(answer["allowed"], number % 2 == 0, "{answer}");
     }
+    assert_eq!(known, 50);
+    let memory = peak_memory(&server).max(memory);
+    eprintln!("at most {memory} MiB until all were known");
+    assert!(memory < 64, "{memory} MiB");
+}
+
+/// A tenant's few bytes that stand for many: nothing that they are made of is kept longer than it is looked at.
+#[test]
+fn commands_that_grow_when_they_are_read_do_not_fill_memory() {
+    let folder = folder("growing");
+    let registry = Registry::start(&folder, &Door::Open);
+    let certificate = Certificate::make(&folder);
+    let at = registry.address;
+    let scripts = [
+        ("/app/train.py", format!("from {} import {}b", "m".repeat(250_000), "a,".repeat(60_000))),
+        ("/app/chain.py", format!("import mlflow\nx{}", "()".repeat(200_000))),
+        ("/app/double.sh", "A=xxxxxxxx\n".to_owned() + &"A=$A$A\n".repeat(64) + "python $A\n"),
+        ("/app/all.sh", "python \"$@\"\n".repeat(1900)),
+    ];
+    let scripts: Vec<(&str, &str)> = scripts.iter().map(|(path, text)| (*path, text.as_str())).collect();
+    let image = Image { layers: vec![Layer::of(&scripts).gzip()], ..image("") };
+    block_on(async { registry.push("team/growing", "v1", &image).await });
+    let server = gate(&certificate, &registry, &[], None);
+    let large = "x".repeat(60_000);
+    let with = |command: &[&str], args: &[String]| {
+        let mut object = job("growing", &format!("{at}/team/growing:v1"));
+        let container = &mut object["spec"]["template"]["spec"]["containers"][0];
+        container["command"] = json!(command);
+        container["args"] = json!(args);
+        container["env"] = json!([{"name": "A", "value": large}]);
+        object
+    };
+    let references = vec!["$(A)".repeat(1000); 12];
+    for object in [
+        with(&["python", "train.py"], &[]),
+        with(&["python", "chain.py"], &[]),
+        with(&["sh", "/app/double.sh"], &[]),
+        with(&["sh", "/app/all.sh"], std::slice::from_ref(&large)),
+        with(&["sh", "/app/all.sh"], &references),
+        with(&["python", "-c"], &references),
+        with(&["sh", "-c", &"A=$A$A; ".repeat(60)], &[]),
+        with(&["pip", "install"], &vec!["t".to_owned(); 1000]),
+    ] {
+        let begin = Instant::now();
+        let answer = review(&server, "/job/validate", &object);
+        eprintln!("{:?}: {}", begin.elapsed(), answer["warnings"]);
+        let text = answer.to_string();
+        assert!(begin.elapsed() < Duration::from_secs(5) && !text.contains("try again"), "{text}");
+    }
+    let memory = peak_memory(&server);
+    eprintln!("one after the other: at most {memory} MiB");
+    // The densest sources, of many tenants at once; each is another job, so that none is known.
+    std::thread::scope(|scope| {
+        for number in 0..24 {
+            let (target, mut object) = (server.target(), with(&["python", "chain.py"], &[]));
+            object["spec"]["template"]["spec"]["containers"][0]["name"] = json!(format!("c{number}"));
+            scope.spawn(move || {
+                let mut body = wire::review(&object);
+                body["request"]["namespace"] = json!(format!("tenant-{}", number % 8));
+                assert_eq!(target.post("/job/validate?timeout=10s", body.to_string()).status(), 200);
+            });
+        }
+    });
+    let memory = peak_memory(&server);
+    eprintln!("24 at once: at most {memory} MiB");
+    // The overlay's limit.
+    assert!(memory < 128, "{memory} MiB");
 }
 
 /// Images that take as much of us as the limits let them: the largest windows, and more scripts than are kept.

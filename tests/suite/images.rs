@@ -676,6 +676,52 @@ fn nobody_in_public_leads_to_what_is_allowed_beside_it() {
     });
 }
 
+/// The addresses that names have, in a place of this thread's own; gives back who says them anew.
+fn own_names(folder: &str) -> impl Fn(&str) + use<> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("root, as for the network");
+    let file = self::folder(folder).join("hosts");
+    std::fs::write(&file, "").unwrap();
+    for arguments in [&["--make-rprivate", "/"][..], &["--bind", file.to_str().unwrap(), "/etc/hosts"]] {
+        let status = std::process::Command::new("mount").args(arguments).status().expect("mount runs");
+        assert!(status.success(), "{arguments:?}");
+    }
+    move |names| std::fs::write(&file, names).unwrap()
+}
+
+/// DNS rebinding: a tenant's own name server says one thing now and another a moment later, or both at once.
+#[test]
+fn a_name_that_means_something_else_later_is_judged_anew() {
+    with_public_address("11.22.33.55", || {
+        let names = own_names("rebind");
+        block_on(async {
+            let digest = |number: u8| Digest::of(&[number]);
+            let inside = StandIn::start(|_| answer(200, &[], "secret")).await;
+            let port = inside.address.port();
+            let address = format!("11.22.33.55:{port}").parse().unwrap();
+            let outside = StandIn::start_at(address, |_| answer(404, &[("connection", "close")], "")).await;
+            let registry = format!("rebind.example:{port}");
+            let settings = settings(&["--insecure-registries", &registry, "--image-failure-ttl", "0s"]);
+            let images = Images::new(&settings, Metrics::register(&mut MetricsRegistry::default())).unwrap();
+            let ask = async |number| refusal(&images, &format!("{registry}/a@{}", digest(number)), &nobody()).await;
+            names("11.22.33.55 rebind.example\n");
+            assert_eq!(ask(0).await.0, Reason::NotFound);
+            assert_eq!(outside.requests().len(), 1);
+            names("127.0.0.1 rebind.example\n");
+            let (reason, message) = ask(1).await;
+            assert_eq!(reason, Reason::NotAllowed, "{message}");
+            names("169.254.169.254 rebind.example\n");
+            assert_eq!(ask(2).await.0, Reason::NotAllowed);
+            // Of several addresses the public ones are asked, and where they do not answer, nobody is.
+            names("127.0.0.1 rebind.example\n11.22.33.55 rebind.example\n");
+            assert_eq!(ask(3).await.0, Reason::NotFound);
+            names("11.22.33.56 rebind.example\n127.0.0.1 rebind.example\n");
+            assert_eq!(ask(4).await.0, Reason::Unreachable);
+            assert_eq!(outside.requests().len(), 2);
+            assert!(inside.requests().is_empty(), "{:?}", inside.requests());
+        });
+    });
+}
+
 #[test]
 fn settings_are_read_as_they_are_meant() {
     for (flag, wrong) in [

@@ -1,6 +1,6 @@
 # shellcheck shell=sh disable=SC2003,SC2006,SC2329
 # The launcher in POSIX shell: sh -c SCRIPT launcher [--exec] -- COMMAND [ARGUMENT..]
-# It keeps the contract of src/launch.rs, with whole seconds for times. The command ignores SIGINT and SIGQUIT, as whatever a shell
+# It keeps the contract of src/launch/, with whole seconds for times. The command ignores SIGINT and SIGQUIT, as whatever a shell
 # runs in the background; for every signal that ends a container it gets SIGTERM. Command and arguments stay a list: nothing is quoted,
 # since nothing is parsed again. Lines like these are taken out before it goes into a pod. No $( and no $$ anywhere: the
 # kubelet would expand them.
