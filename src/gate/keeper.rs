@@ -1,7 +1,7 @@
 //! The gate at work: looks at the images of a job while the API server waits, and answers.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use kube::Client;
@@ -22,6 +22,9 @@ use crate::admission::json::Node;
 use crate::admission::{About, Outcome, Request};
 use crate::cluster::kinds::WorkloadKind;
 use crate::images::{Credentials, Lookup, Reference};
+
+/// How long after the deadline of a look its image may still be judged.
+const READING: Duration = Duration::from_millis(500);
 
 /// Everything that the gate works with; one for all reviews.
 pub struct Gate {
@@ -134,11 +137,16 @@ impl Gate {
             rule: Arc::clone(&self.rule),
             judgements: Arc::clone(&self.judgements),
         };
-        let (found, cached) = self.images.contents(&image, credentials, &question, deadline).await;
-        match found {
-            Ok(image) => (judged(&question, image).await, cached),
-            Err(why) => (unknown(&question.container, &why.to_string()), cached),
-        }
+        let looking = async {
+            let (found, cached) = self.images.contents(&image, credentials, &question, deadline).await;
+            match found {
+                Ok(image) => (judged(&question, image).await, cached),
+                Err(why) => (unknown(&question.container, &why.to_string()), cached),
+            }
+        };
+        // Reading the code takes its time, too, and what is found is remembered.
+        let late = || (unknown(&question.container, "its code is still being read; try again in a few seconds"), false);
+        timeout_at((deadline + READING).into(), looking).await.unwrap_or_else(|_| late())
     }
 
     /// The containers of a TrainJob: its runtime's, with what it says itself.

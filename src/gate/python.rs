@@ -64,9 +64,11 @@ pub(super) fn read(source: &str) -> Findings {
         let at_line = |what: String| format!("{what} (line {})", node.start_position().row.saturating_add(1));
         match node.kind() {
             "call" => {
-                findings.logs = names.logging(node, source, imports_mlflow).map(at_line);
+                let Some(function) = node.child_by_field_name("function") else { return ControlFlow::Continue(()) };
+                let call = Call { node, function, path: names.path(function, source), source };
+                findings.logs = call.logging(imports_mlflow).map(at_line);
                 if findings.starts.is_none() {
-                    findings.starts = names.starting(node, source).map(at_line);
+                    findings.starts = call.starting().map(at_line);
                 }
             }
             "decorator" => findings.logs = names.decorating(node, source).map(at_line),
@@ -89,7 +91,7 @@ const LONGEST_IMPORT: usize = 512;
 /// Imports of one source that are kept.
 const MOST_IMPORTS: usize = 5_000;
 /// Names and calls in a row that are looked through, as in `a.b().c`: for each call anew, and all of it is a tenant's.
-const LONGEST_CHAIN: usize = 32;
+const LONGEST_CHAIN: usize = 10;
 
 impl Names {
     fn import(&mut self, node: Node<'_>, source: &str, findings: &mut Findings) {
@@ -135,48 +137,11 @@ impl Names {
         self.bound.insert(name.to_owned(), path.to_owned());
     }
 
-    /// What a call logs with, if it does.
-    fn logging(&self, call: Node<'_>, source: &str, imports_mlflow: bool) -> Option<String> {
-        let function = call.child_by_field_name("function")?;
-        if let Some(argument) = reports_to_mlflow(call, source) {
-            return Some(argument);
-        }
-        let Some(path) = self.path(function, source) else {
-            // `client.log_metric`, `self.tracker.start_run`: what the object is, only a run knows.
-            let name = function.child_by_field_name("attribute").map(|name| text(name, source))?;
-            let is_likely = imports_mlflow && (OF_CLIENTS.contains(&name) || name.starts_with("log_"));
-            return is_likely.then(|| one_line(text(function, source)));
-        };
-        let (module, name) = path.rsplit_once('.').unwrap_or(("", &path));
-        if is_mlflow(&path) && logs(module, name) {
-            return Some(path);
-        }
-        let integration = INTEGRATIONS.iter().any(|(package, class)| *class == name && begins_with(module, package));
-        integration.then_some(path)
-    }
-
     /// What a decorator logs with: `@mlflow.trace`. One with arguments is a call.
     fn decorating(&self, decorator: Node<'_>, source: &str) -> Option<String> {
         let path = self.path(decorator.named_child(0)?, source)?;
         let (module, name) = path.rsplit_once('.')?;
         (is_mlflow(&path) && logs(module, name)).then_some(path)
-    }
-
-    /// What a call starts other Python code with, if it does.
-    fn starting(&self, call: Node<'_>, source: &str) -> Option<String> {
-        let function = call.child_by_field_name("function")?;
-        let found = self.path(function, source);
-        let path = found.as_deref().unwrap_or_else(|| text(function, source));
-        let arguments = call.child_by_field_name("arguments").map(|arguments| beginning(text(arguments, source)));
-        let speaks_of_python = ["python", ".py", "sys.executable", "mlflow"];
-        let speaks_of_python =
-            || arguments.is_some_and(|arguments| speaks_of_python.iter().any(|word| arguments.contains(word)));
-        let is_process = begins_with(path, "subprocess")
-            || path.strip_prefix("os.").is_some_and(|name| {
-                ["system", "popen", "exec", "spawn", "posix_spawn"].iter().any(|begin| name.starts_with(begin))
-            });
-        let starts = matches!(path, "exec" | "runpy.run_path" | "runpy.run_module") || is_process && speaks_of_python();
-        starts.then(|| path.to_owned())
     }
 
     /// The dotted path of a name or attribute, with what its first name stands for. A call in between is stepped over:
@@ -208,6 +173,52 @@ impl Names {
             path.push_str(name);
         }
         Some(path)
+    }
+}
+
+/// A call, and what it calls.
+struct Call<'t, 's> {
+    node: Node<'t>,
+    function: Node<'t>,
+    /// Its dotted path, where that is known.
+    path: Option<String>,
+    source: &'s str,
+}
+
+impl Call<'_, '_> {
+    /// What it logs with, if it does.
+    fn logging(&self, imports_mlflow: bool) -> Option<String> {
+        if let Some(argument) = reports_to_mlflow(self.node, self.source) {
+            return Some(argument);
+        }
+        let Some(path) = &self.path else {
+            // `client.log_metric`, `self.tracker.start_run`: what the object is, only a run knows.
+            let name = self.function.child_by_field_name("attribute").map(|name| text(name, self.source))?;
+            let is_likely = imports_mlflow && (OF_CLIENTS.contains(&name) || name.starts_with("log_"));
+            return is_likely.then(|| one_line(beginning(text(self.function, self.source))));
+        };
+        let (module, name) = path.rsplit_once('.').unwrap_or(("", path));
+        if is_mlflow(path) && logs(module, name) {
+            return Some(path.clone());
+        }
+        let integration = INTEGRATIONS.iter().any(|(package, class)| *class == name && begins_with(module, package));
+        integration.then(|| path.clone())
+    }
+
+    /// What it starts other Python code with, if it does.
+    fn starting(&self) -> Option<String> {
+        let path = self.path.as_deref().unwrap_or_else(|| text(self.function, self.source));
+        let arguments = self.node.child_by_field_name("arguments");
+        let arguments = arguments.map(|arguments| beginning(text(arguments, self.source)));
+        let speaks_of_python = ["python", ".py", "sys.executable", "mlflow"];
+        let speaks_of_python =
+            || arguments.is_some_and(|arguments| speaks_of_python.iter().any(|word| arguments.contains(word)));
+        let is_process = begins_with(path, "subprocess")
+            || path.strip_prefix("os.").is_some_and(|name| {
+                ["system", "popen", "exec", "spawn", "posix_spawn"].iter().any(|begin| name.starts_with(begin))
+            });
+        let starts = matches!(path, "exec" | "runpy.run_path" | "runpy.run_module") || is_process && speaks_of_python();
+        starts.then(|| path.to_owned())
     }
 }
 
