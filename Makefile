@@ -36,9 +36,9 @@ test-kubernetes: ## Run the suites of an API server on each of KUBERNETES_VERSIO
 	done
 
 .PHONY: flood
-flood: ## Attack the release with 10,000 of everything, the API server being away for minutes; about ten minutes
+flood: ## Attack the release with 10,000 of everything and ten million reviews, the API server being away for minutes; about a quarter of an hour
 	cargo build --locked --release --bin tenancy-fixer
-	FLOOD=10000 FAULT_SECONDS=60 SERVER=$(CURDIR)/target/release/tenancy-fixer \
+	FLOOD=10000 FAULT_SECONDS=60 REVIEWS=10000000 SERVER=$(CURDIR)/target/release/tenancy-fixer \
 		tests/run server_attack:: api_faults:: server_drain:: server_rollout:: --nocapture --test-threads 1
 
 .PHONY: test-tensorflow

@@ -199,6 +199,9 @@ fn honest_reviews_go_on_whatever_others_do_and_memory_stays_bounded() {
             server.memory("VmHWM")
         );
         eprintln!("  {}", report.line("honest"));
+        if reached == 0 && !name.contains("100 MB") {
+            wrong.push(format!("{name}: nobody got so far as to be one"));
+        }
         if !report.failures.is_empty() || report.within(0.99) > PATIENCE || report.times.len() < 10 {
             wrong.push(format!("{name}: {:?}", report.failures.first()));
         }
@@ -209,6 +212,67 @@ fn honest_reviews_go_on_whatever_others_do_and_memory_stays_bounded() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(peak < MEMORY, "{peak} KiB");
     assert_eq!(server.metric("tenancy_fixer_server_body_bytes"), 0);
+}
+
+/// Reviews, one after another for days. `make flood` sends ten million.
+#[test]
+fn memory_does_not_grow_with_the_number_of_reviews() {
+    const CLIENTS: usize = 8;
+    // As many are on their way on each connection.
+    const TRAIN: usize = 16;
+    /// What may come and go between two looks, in KiB.
+    const NOISE: u64 = 3 * 1024;
+    let all: usize = std::env::var("REVIEWS").map_or(20_000, |number| number.parse().unwrap());
+    let certificate = Certificate::make(&support::folder("attack-many-reviews"));
+    let server = Server::start_quiet(&certificate, &["--log-level", "error"], &[allocator_of_the_deployment()]);
+    let review = load::review();
+    let request = [head(review.len()).into_bytes(), review.to_vec()].concat();
+    let length = block_on(async {
+        let mut stream = server.connect().await;
+        stream.write_all(&request).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}}") {
+            assert!(stream.read_buf(&mut answer).await.unwrap() > 0);
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200") && answer.windows(9).any(|window| window == b"JSONPatch"));
+        answer.len()
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let send = |reviews: usize| {
+        let mut clients = JoinSet::new();
+        for _ in 0..CLIENTS {
+            let (target, train) = (server.target(), request.repeat(TRAIN));
+            let client = async move {
+                let mut stream = server::connect(target.address, &target.ca).await.unwrap();
+                let mut answers = vec![0; length * TRAIN];
+                for _ in 0..(reviews / CLIENTS).div_ceil(TRAIN) {
+                    stream.write_all(&train).await.unwrap();
+                    stream.flush().await.unwrap();
+                    stream.read_exact(&mut answers).await.unwrap();
+                    assert!(answers.chunks(length).all(|answer| answer.starts_with(b"HTTP/1.1 200")));
+                }
+            };
+            clients.spawn_on(client, runtime.handle());
+        }
+        runtime.block_on(async { while clients.join_next().await.is_some_and(|ended| ended.is_ok()) {} });
+    };
+    let counted = || {
+        let (_, metrics) = server::get(&server, "/metrics");
+        let series =
+            "tenancy_fixer_admission_reviews_total{endpoint=\"/pod/mutate\",decision=\"patched\",code=\"200\"} ";
+        metrics.lines().find_map(|line| line.strip_prefix(series)).unwrap().parse::<usize>().unwrap()
+    };
+    send(all / 10);
+    let (before, began) = (server.memory("VmRSS"), Instant::now());
+    send(all - all / 10);
+    let (after, answered) = (server.memory("VmRSS"), counted());
+    eprintln!(
+        "{answered} reviews: {before} KiB after a tenth of them, {after} KiB after all; the rest took {:.1?}",
+        began.elapsed()
+    );
+    assert!(answered >= all, "{answered}");
+    assert!(after < before + NOISE, "{before} KiB, then {after} KiB");
 }
 
 /// The variable by which the Deployment has large allocations given back to the system.
