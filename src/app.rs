@@ -28,12 +28,13 @@ use crate::cluster::own_pod::OwnPod;
 use crate::gate::{self, Gate, Mode};
 use crate::images::{self, Images};
 use crate::looked::print;
+use crate::recent::Recent;
 use crate::reviewer::Reviewer;
 use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Limits, Port, Stage};
 use crate::{
-    certs, check, explain, inspect, looked, mlflow, mutate, offline, projects, server, serving, telemetry, tenancy,
-    yaml,
+    certs, check, explain, inspect, looked, mlflow, mutate, offline, page, projects, server, serving, telemetry,
+    tenancy, yaml,
 };
 
 /// Does what the command line says.
@@ -104,14 +105,19 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
         None
     };
     let launcher = Arc::new(OnceLock::new());
-    let reviewer = reviewer(&settings, namespaces, Arc::clone(&launcher), &mut registry).await?;
+    let mut reviewer = reviewer(&settings, Arc::clone(&namespaces), Arc::clone(&launcher), &mut registry).await?;
+    let page = if settings.page.page {
+        Some(page(&settings, &readiness, &mut reviewer, namespaces, serving.clone()).await?)
+    } else {
+        None
+    };
     readiness.report(SERVER, None);
     info!(listen = %listener.local_addr()?, ops_listen = %ops_listener.local_addr()?, "listening");
 
     let operations = Port {
         listener: ops_listener,
         tls: None,
-        handler: operations_handler(readiness.clone(), registry, serving.clone()),
+        handler: operations_handler(readiness.clone(), registry, serving.clone(), page, end.clone()),
         refuse: refused_operation,
         limits: Limits::of_operations(&settings.connections),
         metrics: server::Metrics::default(),
@@ -193,7 +199,45 @@ async fn reviewer(
         images,
         secrets,
         gate,
+        reviews: None,
     })
+}
+
+/// The page, and what keeps for it what happens.
+async fn page(
+    settings: &Serve,
+    readiness: &Readiness,
+    reviewer: &mut Reviewer,
+    namespaces: Arc<tenancy::State>,
+    models: Option<serving::Listener>,
+) -> anyhow::Result<Arc<page::Page>> {
+    let client = client(settings.in_cluster.context.clone()).await.context("--page asks a cluster who may look")?;
+    let most = settings.page.page_reviews.into();
+    if reviewer.mutation.is_some() || reviewer.gate.is_some() {
+        reviewer.reviews = Some(Arc::new(Recent::new(most)));
+    }
+    let mut verdicts = None;
+    if settings.gate.gate != Mode::Off
+        && let Some(gate) = reviewer.gate.take()
+    {
+        let records = Arc::new(Recent::new(most));
+        reviewer.gate = Some(gate.recorded(Arc::clone(&records)));
+        verdicts = Some(records);
+    }
+    let tenants = settings.has(Capability::Tenancy).then(|| page::Tenants {
+        state: namespaces,
+        defaults: defaults(&settings.in_cluster.mutation),
+        settings: settings.in_cluster.tenancy.clone(),
+    });
+    let sources = page::Sources {
+        instance: instance(),
+        readiness: readiness.clone(),
+        reviews: reviewer.reviews.clone(),
+        verdicts,
+        tenants,
+        models,
+    };
+    Ok(Arc::new(page::Page::new(&settings.page, client, sources)?))
 }
 
 /// How long a replica waits for what it wants to know of the cluster before it answers without.
@@ -363,7 +407,7 @@ fn admission_handler(
     reviewer: Reviewer,
     reviews: Reviews,
     serving: Option<serving::Listener>,
-) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
+) -> impl Fn(Request<Body>) -> BoxedAnswer<Full<Bytes>> + Send + Sync + 'static {
     let shared = Arc::new((reviewer, reviews));
     move |request| {
         if let Some(listener) = serving.clone().filter(|_| serving::Listener::is_ours(request.uri().path(), false)) {
@@ -382,11 +426,17 @@ fn operations_handler(
     readiness: Readiness,
     registry: Registry,
     serving: Option<serving::Listener>,
-) -> impl Fn(Request<Body>) -> BoxedAnswer + Send + Sync + 'static {
+    page: Option<Arc<page::Page>>,
+    end: watch::Receiver<Stage>,
+) -> impl Fn(Request<Body>) -> BoxedAnswer<page::Body> + Send + Sync + 'static {
     let registry = Arc::new(registry);
     move |request| {
         if let Some(listener) = serving.clone().filter(|_| serving::Listener::is_ours(request.uri().path(), true)) {
-            return Box::pin(async move { listener.answer(request).await });
+            return Box::pin(async move { listener.answer(request).await.map(page::Body::from) });
+        }
+        if let Some(page) = page.clone().filter(|_| page::Page::is_ours(request.uri().path())) {
+            let end = until(&end);
+            return Box::pin(async move { page.answer(request, end).await });
         }
         let (readiness, registry) = (readiness.clone(), Arc::clone(&registry));
         Box::pin(async move {
@@ -396,7 +446,7 @@ fn operations_handler(
                 let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
                 text
             };
-            probes::answer(&request, &readiness, metrics)
+            probes::answer(&request, &readiness, metrics).map(page::Body::from)
         })
     }
 }
@@ -418,7 +468,7 @@ fn until(stop: &watch::Receiver<Stage>) -> impl Future<Output = ()> + 'static {
 
 type BoxedWork = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
-type BoxedAnswer = std::pin::Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>>;
+type BoxedAnswer<B> = std::pin::Pin<Box<dyn Future<Output = Response<B>> + Send>>;
 
 async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listening on {address} ({flag})"))

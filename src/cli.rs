@@ -11,7 +11,7 @@ use crate::admission::Configuration;
 use crate::cluster::kinds::WorkloadKind;
 use crate::cluster::names;
 use crate::offline::Output;
-use crate::{certs, gate, images, mlflow, mutate, projects, server, serving, settings, telemetry, tenancy};
+use crate::{certs, gate, images, mlflow, mutate, page, projects, server, serving, settings, telemetry, tenancy};
 
 /// Closes the holes between Kubeflow's tenants and its shared services
 #[derive(Debug, Parser)]
@@ -98,7 +98,7 @@ pub struct Serve {
     #[arg(long, env = "TENANCY_FIXER_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8443")]
     pub listen: SocketAddr,
 
-    /// Address for operations, plain HTTP: /livez, /readyz, /metrics
+    /// Address for operations, plain HTTP: /livez, /readyz, /metrics, and with --page a page to look at
     #[arg(long, env = "TENANCY_FIXER_OPS_LISTEN", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     pub ops_listen: SocketAddr,
 
@@ -137,6 +137,10 @@ pub struct Serve {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub serving: serving::Settings,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: page::Settings,
 
     #[command(flatten)]
     #[allow(missing_docs)]

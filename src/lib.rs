@@ -26,6 +26,8 @@
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |
 //! | [`looked`] | how commands that look once run, print and end |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
+//! | [`page`] | what a person sees who looks at a running server, and who may |
+//! | [`recent`] | the last so many of something |
 //! | [`share`] | how something of which there is only so much is shared |
 //! | [`telemetry`] | logs, and the last words of a process |
 //! | [`trust`] | whom clients of ours trust |
@@ -51,7 +53,9 @@ pub mod looked;
 pub mod mlflow;
 pub mod mutate;
 pub mod offline;
+pub mod page;
 pub mod projects;
+pub mod recent;
 pub mod reviewer;
 pub mod server;
 pub mod serving;

@@ -7,10 +7,11 @@ use futures::future::join_all;
 use tokio::time::timeout_at;
 
 use crate::admission::service::Decider;
-use crate::admission::{About, Endpoint, Outcome, Request, Wanted};
+use crate::admission::{About, Endpoint, Outcome, Request, Reviewed, Wanted};
 use crate::gate::{self, Gate, Mode};
 use crate::images::{Credentials, Images, Reference, pull_secrets};
 use crate::mutate::{self, ImageCommand, ImageCommands, Surroundings};
+use crate::recent::Recent;
 use crate::tenancy;
 
 /// The parts that a decision may ask.
@@ -27,6 +28,8 @@ pub struct Reviewer {
     pub secrets: Option<kube::Client>,
     /// Judges jobs; `None` where that is switched off.
     pub gate: Option<Gate>,
+    /// Where answers are kept for whoever looks later; `None` for nowhere.
+    pub reviews: Option<Arc<Recent<Reviewed>>>,
 }
 
 const OFF: &str = "this capability is switched off";
@@ -69,6 +72,12 @@ impl Decider for Reviewer {
         match self.gate.as_ref().zip(case) {
             Some((gate, case)) => gate.review(case, about, until).await,
             None => Outcome::unchanged(OFF),
+        }
+    }
+
+    fn decided(&self, endpoint: Endpoint, about: &About<'_>, outcome: &Outcome, started: Instant) {
+        if let Some(reviews) = &self.reviews {
+            reviews.push(Reviewed::of(endpoint, about, outcome, started.elapsed()));
         }
     }
 }

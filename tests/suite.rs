@@ -81,6 +81,10 @@ mod node;
 mod offline;
 #[path = "suite/owner_only.rs"]
 mod owner_only;
+#[path = "suite/page.rs"]
+mod page;
+#[path = "suite/page_browser.rs"]
+mod page_browser;
 #[path = "katib/pod_images.rs"]
 mod pod_images;
 #[path = "suite/pods.rs"]

@@ -8,8 +8,10 @@ pub mod manifests;
 mod metrics;
 pub mod patch;
 pub mod review;
+mod reviewed;
 pub mod service;
 
 pub use endpoints::{Configuration, Endpoint};
 pub use review::{About, Outcome, Request, Wanted};
+pub use reviewed::Reviewed;
 pub use service::Reviews;

@@ -54,6 +54,9 @@ pub trait Decider: Sync {
 
     /// Judges an object that is not to be changed, by `until`.
     fn judge(&self, case: Self::Case, about: &About<'_>, until: StdInstant) -> impl Future<Output = Outcome> + Send;
+
+    /// Takes note of an answer that is about to be sent; the review was begun at `started`. Nobody has to.
+    fn decided(&self, _endpoint: Endpoint, _about: &About<'_>, _outcome: &Outcome, _started: StdInstant) {}
 }
 
 /// What comes of reading a review and deciding on it.
@@ -175,7 +178,7 @@ impl Reviews {
         // The rest is for the way.
         let patience = Duration::from_secs(endpoint.timeout_seconds().into()) * 4 / 5;
         let outcome = decider.judge(case, &about, (started + patience).min(waits_until).into_std()).await;
-        told(endpoint, &about, &outcome, started)
+        told(endpoint, &about, &outcome, decider, started)
     }
 
     /// Does what takes memory, large bodies one after another, and nothing for a caller that no longer waits.
@@ -239,11 +242,13 @@ fn told(
     endpoint: Endpoint,
     about: &About<'_>,
     outcome: &Outcome,
+    decider: &impl Decider,
     started: Instant,
 ) -> Result<(Vec<u8>, &'static str), Refusal> {
     let unwritable = |error: serde_json::Error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let answer = outcome.answer(&about.uid).map_err(unwritable)?;
     log(endpoint, about, outcome, started);
+    decider.decided(endpoint, about, outcome, started.into_std());
     Ok((answer, outcome.decision()))
 }
 
@@ -262,7 +267,8 @@ fn pass<D: Decider>(
     if looked.is_none() && !outcome.wanted.images.is_empty() {
         return Ok(Pass::Look(request.namespace.to_owned(), std::mem::take(&mut outcome.wanted)));
     }
-    told(endpoint, &request.about(), &outcome, started).map(|(answer, decision)| Pass::Answer(answer, decision))
+    told(endpoint, &request.about(), &outcome, decider, started)
+        .map(|(answer, decision)| Pass::Answer(answer, decision))
 }
 
 fn endpoint<B>(request: &HttpRequest<B>) -> Result<Endpoint, Refusal> {

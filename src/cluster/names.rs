@@ -161,6 +161,9 @@ pub const STATUS_FAILED: &str = "mlflow.org/status-failed";
 /// The same for what has begun.
 pub const STATUS_RUNNING: &str = "mlflow.org/status-running";
 
+/// What somebody has to be allowed to `get` to see our page: a path of no API server's own, so that no role grants it by accident.
+pub const PAGE_URL: &str = "/tenancy-fixer/page";
+
 /// Longest text of an Event (events.k8s.io, `note`), in bytes.
 pub const LONGEST_NOTE: usize = 1024;
 /// Label of a namespace: which model versions of MLflow's may be served in it, `true` or `any`. Label of an InferenceService that we

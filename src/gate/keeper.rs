@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::gather::{Judgements, Question};
 use super::judge::{self, Answer, Judged, Rule};
+use super::record::Record;
 use super::review::{MOST_CONTAINERS, Subject, outcome, subject};
 use super::runtime::RuntimeRef;
 use super::secrets::{self, Named};
@@ -22,6 +23,7 @@ use crate::admission::json::Node;
 use crate::admission::{About, Outcome, Request};
 use crate::cluster::kinds::WorkloadKind;
 use crate::images::{Credentials, Lookup, Reference};
+use crate::recent::Recent;
 
 /// How long after the deadline of a look its image may still be judged.
 const READING: Duration = Duration::from_millis(500);
@@ -34,6 +36,7 @@ pub struct Gate {
     images: Lookup<Image>,
     judgements: Arc<Judgements>,
     cluster: Option<Cluster>,
+    records: Option<Arc<Recent<Record>>>,
     metrics: Metrics,
 }
 
@@ -56,7 +59,7 @@ impl Gate {
     #[must_use]
     pub fn new(settings: Settings, workloads: Vec<WorkloadKind>, images: Lookup<Image>, metrics: Metrics) -> Self {
         let rule = Arc::new(settings.rule.rule());
-        Self { settings, rule, workloads, images, judgements: Arc::default(), cluster: None, metrics }
+        Self { settings, rule, workloads, images, judgements: Arc::default(), cluster: None, records: None, metrics }
     }
 
     /// Tells tenants by Events, and reads their pull secrets where the settings say so. `instance` is our name among replicas.
@@ -64,6 +67,12 @@ impl Gate {
     pub fn in_cluster(self, client: Client, instance: &str) -> Self {
         let teller = Arc::new(Teller::new(client.clone(), instance));
         Self { cluster: Some(Cluster { client, teller }), ..self }
+    }
+
+    /// Keeps a record of each container that it judges.
+    #[must_use]
+    pub fn recorded(self, records: Arc<Recent<Record>>) -> Self {
+        Self { records: Some(records), ..self }
     }
 
     /// What is to be known of an object in a namespace that asks for `asked`.
@@ -95,6 +104,9 @@ impl Gate {
         self.metrics.judged(answer, mode, cached, begin.elapsed());
         for judged in &judged {
             log(about, judged, cached);
+            if let Some(records) = &self.records {
+                records.push(Record::of(about, mode, judged, cached));
+            }
         }
         if answer != Answer::Yes && !about.dry_run {
             self.tell(about, &outcome);

@@ -15,6 +15,7 @@ mod keeper;
 mod metrics;
 mod program;
 mod python;
+mod record;
 mod review;
 mod runtime;
 mod secrets;
@@ -30,6 +31,7 @@ pub use image::{Image, LONGEST_TEXT, Package, Wanted, package_at, package_folder
 pub use judge::{Answer, Containers, Finding, Judged, Requirement, Rule, container, verdict};
 pub use keeper::{Case, Gate};
 pub use metrics::Metrics;
+pub use record::Record;
 pub use review::{Subject, outcome, subject};
 pub use runtime::RuntimeRef;
 pub use settings::{Mode, RuleSettings, Settings, Unknown};

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use http_body_util::Full;
-use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::body::{Body as HttpBody, Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -57,6 +57,13 @@ const OPERATIONS: u32 = 32;
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
 /// First and longest pause after an accept that failed for want of file descriptors or memory, so that others can end.
 const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// What an answer consists of: there at once, as all that this module says itself, or in time.
+pub trait Answer: HttpBody<Data = Bytes, Error: Into<BoxError>> + From<Full<Bytes>> + Send + 'static {}
+
+impl<B: HttpBody<Data = Bytes, Error: Into<BoxError>> + From<Full<Bytes>> + Send + 'static> Answer for B {}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How much of everything a port may take.
 #[derive(Clone)]
@@ -139,10 +146,11 @@ struct Common<H> {
     activity: Activity,
 }
 
-impl<H, F> Port<H>
+impl<H, F, R> Port<H>
 where
     H: Fn(Request<Body>) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    F: Future<Output = Response<R>> + Send + 'static,
+    R: Answer,
 {
     /// Serves until the drain is over, then lets open requests finish.
     pub async fn serve(self) {
@@ -180,10 +188,11 @@ where
     }
 }
 
-impl<H, F> Common<H>
+impl<H, F, R> Common<H>
 where
     H: Fn(Request<Body>) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    F: Future<Output = Response<R>> + Send + 'static,
+    R: Answer,
 {
     fn accepted(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, graceful: &GracefulShutdown) {
         self.metrics.accepted();
@@ -272,7 +281,7 @@ where
     }
 
     /// One request within its limits; a panic of the handler is its answer's alone.
-    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr, clock: &Clock) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr, clock: &Clock) -> Response<R> {
         let _open = self.activity.begin();
         if request.headers().contains_key(TRANSFER_ENCODING) {
             // All clients of ours know how long their bodies are. What does not is mostly somebody who wants two servers to
@@ -281,14 +290,14 @@ where
             let message = "a body needs a Content-Length; transfer codings are not taken";
             let mut response = (self.refuse)(request.uri(), StatusCode::LENGTH_REQUIRED, message);
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            return response;
+            return response.map(R::from);
         }
         let mut response = if let Ok(share) = self.limits.requests.one(peer.ip()) {
             self.handled(request, peer, clock, share).await
         } else {
             self.metrics.rejected(Rejection::Requests);
             let message = "too many requests are being answered at the moment; come again";
-            (self.refuse)(request.uri(), StatusCode::SERVICE_UNAVAILABLE, message)
+            (self.refuse)(request.uri(), StatusCode::SERVICE_UNAVAILABLE, message).map(R::from)
         };
         if *self.stage.borrow() >= Stage::Draining {
             // So that the client's next request is to another replica; a connection without requests stays as it is, since
@@ -304,7 +313,7 @@ where
         peer: SocketAddr,
         clock: &Clock,
         _share: Share,
-    ) -> Response<Full<Bytes>> {
+    ) -> Response<R> {
         let uri = request.uri().clone();
         let bill = Bill::new(self.limits.bytes.nothing(peer.ip()), self.metrics.clone());
         let due = Instant::now() + self.limits.body;
@@ -319,6 +328,7 @@ where
             let what = what.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
             error!(%peer, path = uri.path(), panic = what, "a handler panicked; this is a mistake of ours");
             (self.refuse)(&uri, StatusCode::INTERNAL_SERVER_ERROR, "a mistake in the server; its log has more")
+                .map(R::from)
         })
     }
 }

@@ -29,7 +29,9 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(part, why_not);
     }
 
-    fn parts(&self) -> Parts {
+    /// Each part, and why it is not ready.
+    #[must_use]
+    pub fn parts(&self) -> BTreeMap<&'static str, Option<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

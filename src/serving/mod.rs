@@ -16,6 +16,7 @@ mod look;
 mod metrics;
 mod naming;
 mod older;
+mod overview;
 mod passes;
 mod registration;
 mod relay;
@@ -39,6 +40,7 @@ pub use delivery::{
 pub use listener::Listener;
 pub use metrics::Metrics;
 pub use older::{Older, older};
+pub use overview::{Overview, Served, Wanted};
 pub use settings::{Mode, Plan, Settings};
 pub use state::State;
 pub use target::Way;

@@ -1,6 +1,7 @@
 //! What the watches have told: of each InferenceService what is compared, told and listed, since there may be thousands.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kube::ResourceExt as _;
@@ -18,7 +19,11 @@ pub(super) type Place = (String, String);
 
 /// Filled by the watches of every replica.
 #[derive(Debug, Default)]
-pub struct State(RwLock<Facts>);
+pub struct State {
+    facts: RwLock<Facts>,
+    /// How often somebody has written.
+    writes: AtomicU64,
+}
 
 /// Everything that is known of the cluster.
 #[derive(Debug, Default)]
@@ -112,12 +117,20 @@ impl Observed {
 }
 
 impl State {
+    /// Another number than before says that something may have changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.writes.load(Ordering::Acquire)
+    }
+
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Facts> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.facts.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Facts> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        let facts = self.facts.write().unwrap_or_else(PoisonError::into_inner);
+        // With the lock: whoever sees the number waits for what it stands for.
+        self.writes.fetch_add(1, Ordering::Release);
+        facts
     }
 
     pub(super) fn get(&self, place: &Place) -> Option<Observed> {

@@ -116,6 +116,7 @@ impl Listener for Worker {
         if offered.is_some() {
             self.context.listed.send_replace(true);
         }
+        self.context.state.write().offered = offered;
         self.synced.send_replace(offered);
     }
 }

@@ -1,6 +1,7 @@
 //! What the watches have told: little of each object, since a cluster has thousands of namespaces.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -19,7 +20,11 @@ use crate::cluster::names;
 
 /// Shared by the watches, which write it, and by decisions, which read it.
 #[derive(Debug, Default)]
-pub struct State(RwLock<Facts>);
+pub struct State {
+    facts: RwLock<Facts>,
+    /// How often somebody has written; another number says that something may be new.
+    writes: AtomicU64,
+}
 
 /// Everything that is known.
 #[derive(Debug, Default)]
@@ -29,6 +34,8 @@ pub(super) struct Facts {
     pub(super) children: HashMap<(ChildKind, String), Observed>,
     /// Who has made a Notebook, by `NAMESPACE/NAME`.
     pub(super) creators: HashMap<String, Option<String>>,
+    /// What the cluster offers, while all of it is listed.
+    pub(super) offered: Option<Offered>,
 }
 
 /// What admission has to know of a namespace.
@@ -53,12 +60,21 @@ impl State {
         self.read().creators.get(&format!("{namespace}/{notebook}"))?.clone()
     }
 
+    /// Another number than before says that something may have changed.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.writes.load(Ordering::Acquire)
+    }
+
     pub(super) fn read(&self) -> RwLockReadGuard<'_, Facts> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.facts.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Facts> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        let facts = self.facts.write().unwrap_or_else(PoisonError::into_inner);
+        // With the lock: whoever sees the number waits for what it stands for.
+        self.writes.fetch_add(1, Ordering::Release);
+        facts
     }
 }
 

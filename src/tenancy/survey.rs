@@ -107,7 +107,8 @@ impl Tenant {
     }
 }
 
-fn said(action: &Action<'_>, tenant: &str) -> String {
+/// What is to be done, as what is wrong now.
+pub(super) fn said(action: &Action<'_>, tenant: &str) -> String {
     let place = |kind: ChildKind| {
         let (namespace, name) = kind.place(tenant);
         format!("{} {namespace}/{name}", kind.kind())

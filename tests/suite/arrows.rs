@@ -9,7 +9,7 @@ use crate::support;
 /// Module, and the modules that it may use. `app` and `main` may use all; nobody may use them.
 const ARROWS: &[(&str, &[&str])] = &[
     // The ground: no capability, and of each other only what is named.
-    ("admission", &["cluster"]),
+    ("admission", &["cluster", "recent"]),
     ("server", &["durations", "share"]),
     ("certs", &["cluster", "durations"]),
     ("cluster", &[]),
@@ -17,20 +17,22 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("images", &["durations", "share", "trust"]),
     ("launch", &[]),
     ("mlflow", &["durations", "trust"]),
+    ("recent", &[]),
     ("share", &[]),
     ("telemetry", &[]),
     ("trust", &[]),
     ("yaml", &[]),
     ("settings", &["yaml"]),
     // Capabilities: the ground, never one another.
-    ("gate", &["admission", "cluster", "images"]),
+    ("gate", &["admission", "cluster", "images", "recent"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
     ("projects", &["cluster", "images", "mlflow", "yaml"]),
     ("serving", &["cluster", "durations", "mlflow", "yaml"]),
     ("tenancy", &["cluster"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
-    ("reviewer", &["admission", "gate", "images", "mutate", "tenancy"]),
+    ("page", &["admission", "cluster", "gate", "recent", "server", "serving", "tenancy"]),
+    ("reviewer", &["admission", "gate", "images", "mutate", "recent", "tenancy"]),
     ("check", &["admission", "certs", "cli", "cluster", "gate", "looked", "mlflow", "tenancy", "yaml"]),
     ("explain", &["admission", "cli", "cluster", "looked", "mutate", "tenancy", "yaml"]),
     ("looked", &["cli"]),
@@ -46,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "mlflow",
             "mutate",
             "offline",
+            "page",
             "projects",
             "server",
             "serving",

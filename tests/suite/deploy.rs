@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
+use tenancy_fixer::cluster::names;
 use tenancy_fixer::yaml;
 
 use crate::server::{self, Certificate, Server};
@@ -352,6 +353,29 @@ fn the_rendered_roles_are_those_that_are_written() {
         }
     }
     assert!(compared >= 12, "{compared}");
+}
+
+/// The server may ask about those who look, and look at nothing more than before; nobody is let in by installing it.
+#[test]
+fn the_page_asks_who_may_look_and_lets_in_nobody() {
+    let (objects, base) = (installation("overlays/page"), base());
+    let container = &of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["containers"][0];
+    assert!(container["env"].as_array().unwrap().contains(&json!({"name": "TENANCY_FIXER_PAGE", "value": "true"})));
+    let of = |kind: &str, name: &str| {
+        objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name).cloned()
+    };
+    let rights = of("ClusterRole", "tenancy-fixer-page").unwrap()["rules"].clone();
+    let create =
+        |group: &str, resource: &str| json!({"apiGroups": [group], "resources": [resource], "verbs": ["create"]});
+    let questions =
+        [create("authentication.k8s.io", "tokenreviews"), create("authorization.k8s.io", "subjectaccessreviews")];
+    assert_eq!(rights, json!(questions));
+    let looking = of("ClusterRole", "tenancy-fixer-page-viewer").unwrap()["rules"].clone();
+    assert_eq!(looking, json!([{"nonResourceURLs": [names::PAGE_URL], "verbs": ["get"]}]));
+    let bindings = objects.iter().filter(|object| object["kind"] == "ClusterRoleBinding");
+    assert!(bindings.clone().all(|binding| binding["roleRef"]["name"] != "tenancy-fixer-page-viewer"));
+    let new = objects.iter().filter(|object| object["kind"] != "Deployment" && !base.contains(object)).count();
+    assert_eq!(new, 3, "the rest is the base");
 }
 
 /// The launcher comes from the image that this pod runs, whatever an overlay has made of its name.
