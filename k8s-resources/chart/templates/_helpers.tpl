@@ -8,6 +8,7 @@
 {{- if ne (get $settings "gate" | default "off") "off" }}{{ $files = append $files "overlays/gate/cluster-role" }}{{ end }}
 {{- if get $settings "image-pull-secrets" }}{{ $files = append $files "overlays/pull-secrets/role" }}{{ end }}
 {{- if get $settings "gate-pull-secrets" }}{{ $files = append $files "overlays/gate-pull-secrets/cluster-role" }}{{ end }}
+{{- if get $settings "page" }}{{ $files = append $files "overlays/page/cluster-role" }}{{ end }}
 {{- toJson $files }}
 {{- end }}
 
