@@ -10,7 +10,7 @@ use crate::support::{self, Cluster, kubectl};
 
 const NAMESPACE: &str = "kubeflow-extension";
 /// Overlays, with the values that make the same of the chart.
-const SAME: [(&str, &[&str]); 9] = [
+const SAME: [(&str, &[&str]); 10] = [
     ("base", &[]),
     ("overlays/cert-manager", &["certificates=cert-manager"]),
     ("overlays/own-certificate", &["certificates=files"]),
@@ -18,6 +18,7 @@ const SAME: [(&str, &[&str]); 9] = [
     ("overlays/gate-pull-secrets", &["settings.gate=enforce", "settings.gate-pull-secrets=true"]),
     ("overlays/pull-secrets", &["settings.image-pull-secrets=true"]),
     ("overlays/owner-only", &["settings.owner-only=true"]),
+    ("overlays/page", &["settings.page=true"]),
     (
         "overlays/tenant-tracking",
         &[
