@@ -1,6 +1,6 @@
 //! The gate as the API server and `kubectl` see it, and what it costs the process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,6 +9,7 @@ use tenancy_fixer::yaml;
 use crate::layer::{self, Layer};
 use crate::registry::{Door, Image, Registry, USER};
 use crate::server::{self, Certificate, Server, block_on};
+use crate::server_attack::allocator_of_the_deployment;
 use crate::support::{self, Cluster, kubectl, kubectl_with, try_kubectl_with, wait_for};
 use crate::wire;
 
@@ -30,7 +31,9 @@ pub fn gate(certificate: &Certificate, registry: &Registry, flags: &[&str], kube
     let at = registry.address.to_string();
     let mut all = vec!["--gate", "enforce", "--insecure-registries", &at, "--registry-networks", "127.0.0.1"];
     all.extend(flags);
-    let environment: Vec<_> = kubeconfig.iter().map(|file| ("KUBECONFIG", file.as_path())).collect();
+    let (allocator, tunables) = allocator_of_the_deployment();
+    let mut environment = vec![(allocator.as_str(), Path::new(&tunables))];
+    environment.extend(kubeconfig.iter().map(|file| ("KUBECONFIG", file.as_path())));
     Server::start_with(certificate, &["--only", "gate"], &all, &environment)
 }
 

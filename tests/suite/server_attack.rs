@@ -276,7 +276,7 @@ fn memory_does_not_grow_with_the_number_of_reviews() {
 }
 
 /// The variable by which the Deployment has large allocations given back to the system.
-fn allocator_of_the_deployment() -> (String, String) {
+pub fn allocator_of_the_deployment() -> (String, String) {
     let text = std::fs::read_to_string(support::root().join("k8s-resources/base/deployment.yaml")).unwrap();
     let deployment = tenancy_fixer::yaml::value(&text).unwrap();
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
