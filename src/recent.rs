@@ -61,10 +61,14 @@ pub fn kept(text: &str, most: usize) -> Box<str> {
     format!("{}…", text.get(..cut).unwrap_or_default()).into()
 }
 
+/// Bytes of a character in UTF-8, at most.
+const LONGEST_CHARACTER: usize = 4;
+
 /// The same of something that is yet to be written; no more of it is.
 #[must_use]
 pub fn written(what: &impl fmt::Display, most: usize) -> Box<str> {
-    let mut bounded = Bounded { text: String::new(), most };
+    // One character more than is kept, so that it is seen to be too long.
+    let mut bounded = Bounded { text: String::new(), most: most + LONGEST_CHARACTER };
     // An error is the end of what is kept.
     let _ = write!(bounded, "{what}");
     kept(&bounded.text, most)
@@ -77,7 +81,7 @@ struct Bounded {
 
 impl fmt::Write for Bounded {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = (self.most + 1).saturating_sub(self.text.len());
+        let room = self.most.saturating_sub(self.text.len());
         self.text.push_str(text.get(..text.floor_char_boundary(room)).unwrap_or_default());
         if text.len() > room { Err(fmt::Error) } else { Ok(()) }
     }

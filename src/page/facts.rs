@@ -163,7 +163,8 @@ pub(super) struct Tenant {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Model {
-    model: String,
+    /// Name and version in MLflow.
+    version: String,
     status: &'static str,
     namespace: String,
     name: String,
@@ -294,7 +295,7 @@ fn of_models(models: &serving::Listener, query: &Query) -> Listing<Model> {
     let wanted = serving::Wanted { search: query.needle(), from: query.from(List::Models), count: ROWS };
     let found = models.overview(wanted);
     let rows = found.served.into_iter().map(|served| Model {
-        model: served.model,
+        version: served.model,
         status: served.status,
         namespace: served.namespace,
         name: served.name,

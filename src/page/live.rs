@@ -28,7 +28,7 @@ pub(super) const MOST_STREAMS: usize = 8;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a stream lasts; then the browser comes again, and is asked again who it is. Shorter than the port's `idle-timeout`, which counts
 /// from the last byte that somebody has sent to us.
-const LIFE: Duration = Duration::from_secs(60);
+const LIFE: Duration = Duration::from_mins(1);
 /// How often the API server is asked whether whoever looks still may.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// How long nothing is said before something is, for whoever ends connections on which nothing is said.

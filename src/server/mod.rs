@@ -307,13 +307,7 @@ where
         response
     }
 
-    async fn handled(
-        &self,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-        clock: &Clock,
-        _share: Share,
-    ) -> Response<R> {
+    async fn handled(&self, request: Request<Incoming>, peer: SocketAddr, clock: &Clock, _share: Share) -> Response<R> {
         let uri = request.uri().clone();
         let bill = Bill::new(self.limits.bytes.nothing(peer.ip()), self.metrics.clone());
         let due = Instant::now() + self.limits.body;

@@ -24,7 +24,7 @@ mod watches;
 pub use controller::{Context, run};
 pub use desired::{Child, ChildKind, Offered, desired};
 pub use metrics::Metrics;
-pub use overview::{Overview, Tenant, Wanted};
+pub use overview::{Listed, Overview, Wanted};
 pub use plan::{Action, Observed, plan};
 pub use profile::{Defaults, Grant, Mesh, NamespaceFacts, ProfileFacts, Verdict, verdict};
 pub use settings::Settings;

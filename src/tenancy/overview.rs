@@ -17,7 +17,7 @@ const AT_ONCE: usize = 128;
 pub struct Wanted<'w> {
     /// Part of a name or owner, in lower case; all where it is empty.
     pub search: &'w str,
-    /// [`Tenant::state`].
+    /// [`Listed::state`].
     pub state: Option<&'w str>,
     /// How many are left out at the beginning.
     pub from: usize,
@@ -27,7 +27,7 @@ pub struct Wanted<'w> {
 
 /// One of them.
 #[derive(Clone, Debug)]
-pub struct Tenant {
+pub struct Listed {
     /// Namespace and Profile.
     pub name: String,
     /// `granted`, `refused`, `none` or `terminating`.
@@ -56,7 +56,7 @@ pub struct Overview {
     /// Where the first one of these stands among them.
     pub from: usize,
     /// Those that were wanted: what is refused first, then by name.
-    pub tenants: Vec<Tenant>,
+    pub tenants: Vec<Listed>,
 }
 
 impl State {
@@ -120,7 +120,7 @@ impl Facts {
         (verdict.state(), profile.map_or("", |profile| profile.owner_name.as_str()))
     }
 
-    fn tenant(&self, name: &str, defaults: Defaults, settings: &Settings) -> Tenant {
+    fn tenant(&self, name: &str, defaults: Defaults, settings: &Settings) -> Listed {
         let offered = self.offered.unwrap_or_default();
         let (verdict, children) = self.judge(name, defaults, offered, settings);
         let found = |kind| self.children.get(&(kind, name.to_owned())).cloned();
@@ -130,7 +130,7 @@ impl Facts {
             _ if self.offered.is_none() => Vec::new(),
             _ => plan(&children, found).iter().map(|action| said(action, name)).collect(),
         };
-        let mut tenant = Tenant {
+        let mut tenant = Listed {
             name: name.to_owned(),
             state: verdict.state(),
             owner: self.profiles.get(name).map(|profile| profile.owner_name.clone()).unwrap_or_default(),
