@@ -382,7 +382,8 @@ fn what_nobody_has_judged_makes_no_owner_unless_its_maker_is_trusted() {
             "template": {"metadata": {"labels": {"set": "a", "kubeflow-extension": "true"}}, "spec": spec()},
         },
     });
-    let trusts = ["--owner-only-trusts", "system:serviceaccount:kube-system:replicaset-controller"];
+    // Whom the API server of the tests takes its controllers for.
+    let trusts = ["--owner-only-trusts", "system:kube-controller-manager"];
     for (name, more, expected) in
         [("owner-only-unjudged", [].as_slice(), "withheld"), ("owner-only-trusts", trusts.as_slice(), "true")]
     {
