@@ -208,9 +208,12 @@ fn honest_reviews_go_on_whatever_others_do_and_memory_stays_bounded() {
     }
     wait_for("everybody to have gone", || connections(&server) == 0);
     let (after, peak) = (server.memory("VmRSS"), server.memory("VmHWM"));
-    eprintln!("afterwards {after} KiB, peak {peak} KiB");
+    // Pages of a debug binary, which is fifteen times the release's; the kernel drops them before a pod's limit is reached. A release
+    // (SERVER) has to stay below the limit with its own.
+    let pages = if std::env::var_os("SERVER").is_some() { 0 } else { server.memory("RssFile") };
+    eprintln!("afterwards {after} KiB, peak {peak} KiB, {pages} of them pages of a debug binary");
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(peak < MEMORY, "{peak} KiB");
+    assert!(peak - pages < MEMORY, "{peak} KiB, {pages} of them pages of a debug binary");
     assert_eq!(server.metric("tenancy_fixer_server_body_bytes"), 0);
 }
 
