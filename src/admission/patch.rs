@@ -1,34 +1,39 @@
 //! JSON Patch (RFC 6902), written operation by operation: what is meant, parents included, and nothing else.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use super::json::Node;
 
 /// So many operations are looked through; of more, the paths are known. A hostile object has tens of thousands.
 const FEW: usize = 64;
 
-/// The operations that make one object right, in order.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[serde(transparent)]
+/// The operations that make one object right, in order. Each is written when it is said, as it is sent: a tree of values for each
+/// would cost more than the decision that led to it.
+#[derive(Debug, Default)]
 pub struct Patch {
     operations: Vec<Operation>,
+    /// All of them in JSON, one behind another.
+    text: Vec<u8>,
     /// All paths, once there are more than a [`FEW`].
-    #[serde(skip)]
     paths: HashSet<String>,
+    /// A value that cannot be written as JSON; of ours none can be.
+    unwritable: Option<serde_json::Error>,
 }
 
 /// One change at one place.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Operation {
-    op: Verb,
+#[derive(Debug)]
+struct Operation {
+    verb: Verb,
     path: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<Value>,
+    /// Where it stands in [`Patch::text`].
+    text: Range<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -53,31 +58,49 @@ impl Patch {
     }
 
     /// Adds a value at a JSON pointer, or puts it in place of the one that stands there.
-    pub fn add(&mut self, path: impl Into<String>, value: impl Into<Value>) {
-        self.push(Operation { op: Verb::Add, path: path.into(), value: Some(value.into()) });
+    pub fn add(&mut self, path: impl Into<String>, value: impl Serialize) {
+        self.push(Verb::Add, path.into(), Some(value));
     }
 
     /// Puts a value in place of the one that stands at a JSON pointer; the same one twice is one operation.
-    pub fn replace(&mut self, path: impl Into<String>, value: impl Into<Value>) {
-        let operation = Operation { op: Verb::Replace, path: path.into(), value: Some(value.into()) };
-        if !(self.is_at(&operation.path) && self.operations.contains(&operation)) {
-            self.push(operation);
+    pub fn replace(&mut self, path: impl Into<String>, value: impl Serialize) {
+        let path = path.into();
+        let is_at = self.is_at(&path);
+        self.push(Verb::Replace, path, Some(value));
+        if let Some((last, before)) = self.operations.split_last()
+            && is_at
+            && before.iter().any(|operation| self.text.get(operation.text.clone()) == self.text.get(last.text.clone()))
+        {
+            self.text.truncate(last.text.start);
+            self.operations.pop();
         }
     }
 
     /// Takes away what stands at a JSON pointer. Items of a list move up: the last one goes first.
     pub fn remove(&mut self, path: impl Into<String>) {
-        self.push(Operation { op: Verb::Remove, path: path.into(), value: None });
+        self.push(Verb::Remove, path.into(), None::<()>);
     }
 
-    fn push(&mut self, operation: Operation) {
+    fn push(&mut self, verb: Verb, path: String, value: Option<impl Serialize>) {
+        #[derive(Serialize)]
+        struct Written<'o, V> {
+            op: Verb,
+            path: &'o str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            value: Option<V>,
+        }
+
         if self.operations.len() == FEW {
             self.paths = self.operations.iter().map(|operation| operation.path.clone()).collect();
         }
         if self.operations.len() >= FEW {
-            self.paths.insert(operation.path.clone());
+            self.paths.insert(path.clone());
         }
-        self.operations.push(operation);
+        let start = self.text.len();
+        if let Err(error) = serde_json::to_writer(&mut self.text, &Written { op: verb, path: &path, value }) {
+            self.unwritable = Some(error);
+        }
+        self.operations.push(Operation { verb, path, text: start..self.text.len() });
     }
 
     /// Whether an operation is about this very place.
@@ -97,8 +120,7 @@ impl Patch {
         entries: impl IntoIterator<Item = (&'static str, String)>,
     ) {
         let Some(map) = existing else {
-            let map: Map<String, Value> =
-                entries.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+            let map: BTreeMap<&str, String> = entries.into_iter().collect();
             if !map.is_empty() {
                 self.add(path, map);
             }
@@ -115,21 +137,50 @@ impl Patch {
     }
 
     /// Adds an item at the end of the list at `path`, and the list with it where there is none, in the object or by now.
-    pub fn append(&mut self, path: &str, list_exists: bool, item: Value) {
+    pub fn append(&mut self, path: &str, list_exists: bool, item: impl Serialize) {
         if list_exists || self.is_at(path) {
             self.add(format!("{path}/-"), item);
         } else {
-            self.add(path, vec![item]);
+            self.add(path, [item]);
         }
+    }
+
+    /// The whole of it in JSON, as it is sent.
+    ///
+    /// # Errors
+    /// None that plain values can cause.
+    pub fn json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        if let Some(error) = &self.unwritable {
+            return Err(serde_json::Error::custom(error));
+        }
+        let mut json = Vec::with_capacity(self.text.len() + self.operations.len() + 2);
+        json.push(b'[');
+        for (index, operation) in self.operations.iter().enumerate() {
+            if index > 0 {
+                json.push(b',');
+            }
+            json.extend_from_slice(self.text.get(operation.text.clone()).unwrap_or_default());
+        }
+        json.push(b']');
+        Ok(json)
+    }
+}
+
+/// A list of operations, for whoever shows it or applies it.
+impl Serialize for Patch {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let json = self.json().map_err(S::Error::custom)?;
+        let operations: Vec<&RawValue> = serde_json::from_slice(&json).map_err(S::Error::custom)?;
+        operations.serialize(serializer)
     }
 }
 
 /// For the log: `add /metadata/labels/kubeflow-extension, replace /spec/serviceAccountName`; no values, they may be secret.
 impl fmt::Display for Patch {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Operation { op, path, .. }) in self.operations.iter().enumerate() {
+        for (index, Operation { verb, path, .. }) in self.operations.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
-            let verb = match op {
+            let verb = match verb {
                 Verb::Add => "add",
                 Verb::Replace => "replace",
                 Verb::Remove => "remove",
@@ -148,6 +199,8 @@ pub fn escape(key: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Map, Value};
+
     use super::*;
     use crate::admission::json::Document;
 

@@ -224,8 +224,10 @@ impl Outcome {
     /// # Errors
     /// None that plain values can cause; serde's signature allows for them.
     pub fn answer(&self, uid: &str) -> Result<Vec<u8>, serde_json::Error> {
-        let patch = if self.patch.is_empty() { None } else { Some(STANDARD.encode(serde_json::to_vec(&self.patch)?)) };
-        serde_json::to_vec(&Answer {
+        let patch = if self.patch.is_empty() { None } else { Some(STANDARD.encode(self.patch.json()?)) };
+        // With the envelope, and a warning.
+        let mut answer = Vec::with_capacity(patch.as_ref().map_or(0, String::len) + 512);
+        let written = Answer {
             api_version: API_VERSION,
             kind: KIND,
             response: Response {
@@ -236,7 +238,9 @@ impl Outcome {
                 patch,
                 warnings: self.warnings.iter().map(|warning| shortened(warning)).collect(),
             },
-        })
+        };
+        serde_json::to_writer(&mut answer, &written)?;
+        Ok(answer)
     }
 }
 

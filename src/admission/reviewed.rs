@@ -5,12 +5,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use super::{About, Endpoint, Outcome};
-use crate::recent::{kept, written};
-
-/// Bytes of a name that are kept; Kubernetes' own have at most 253.
-const LONGEST_NAME: usize = 256;
-/// Bytes of a longer text.
-const LONGEST_TEXT: usize = 1024;
+use crate::recent::{LONGEST_NAME, LONGEST_TEXT, kept, written};
 
 /// A review that has been answered.
 #[derive(Clone, Debug)]

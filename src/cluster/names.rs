@@ -142,7 +142,7 @@ pub const MARKERS_VOLUME: &str = "tenancy-fixer-markers";
 /// Where containers find that volume.
 pub const MARKERS_FOLDER: &str = "/kubeflow-extension/markers";
 /// User and group of our image.
-pub const UNPRIVILEGED_USER: u32 = 65532;
+pub const UNPRIVILEGED_USER: i64 = 65532;
 /// Label of a pod that Argo runs for a workflow; it looks after sidecars itself.
 pub const ARGO_WORKFLOW_LABEL: &str = "workflows.argoproj.io/workflow";
 

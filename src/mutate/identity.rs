@@ -1,6 +1,8 @@
 //! Who a tenant's pod is towards Kubeflow Pipelines.
 
-use serde_json::json;
+use k8s_openapi::api::core::v1::{
+    EnvVar, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+};
 
 use super::Settings;
 use super::view::{Container, PodSpec, Proxy, items, text};
@@ -13,7 +15,7 @@ use crate::cluster::names::{
 };
 
 /// Lifetime of a token in seconds, as the documented PodDefault has it; the kubelet renews it in time.
-const TOKEN_LIFETIME: u32 = 7200;
+const TOKEN_LIFETIME: i64 = 7200;
 
 /// Adds what the mode needs, but nothing that is already there (a PodDefault may have put it).
 /// `auto` looks at the pod itself: where the mesh has not been (yet), a token serves in any case.
@@ -33,14 +35,19 @@ pub(super) fn give(spec: &PodSpec<'_>, identity: Identity, settings: &Settings, 
         used |= give_container(index, container, &volume, outcome);
     }
     if used && !exists {
-        let source =
-            json!({"serviceAccountToken": {"path": FILE, "expirationSeconds": TOKEN_LIFETIME, "audience": AUDIENCE}});
-        outcome.patch.append(
-            "/spec/volumes",
-            spec.volumes.is_some(),
-            json!({"name": volume, "projected": {"sources": [source]}}),
-        );
+        outcome.patch.append("/spec/volumes", spec.volumes.is_some(), token(volume));
     }
+}
+
+fn token(name: String) -> Volume {
+    let token = ServiceAccountTokenProjection {
+        audience: Some(AUDIENCE.to_owned()),
+        expiration_seconds: Some(TOKEN_LIFETIME),
+        path: FILE.to_owned(),
+    };
+    let source = VolumeProjection { service_account_token: Some(token), ..VolumeProjection::default() };
+    let projected = ProjectedVolumeSource { sources: Some(vec![source]), ..ProjectedVolumeSource::default() };
+    Volume { name, projected: Some(projected), ..Volume::default() }
 }
 
 /// Mount and variable for one container; whether it now mounts the volume because of us.
@@ -54,7 +61,12 @@ fn give_container(index: usize, container: &Container<'_>, volume: &str, outcome
     let mounted = items(container.volume_mounts)
         .any(|mount| text(mount, "mountPath").is_some_and(|path| path.trim_end_matches('/') == FOLDER));
     if !mounted {
-        let mount = json!({"name": volume, "mountPath": FOLDER, "readOnly": true});
+        let mount = VolumeMount {
+            name: volume.to_owned(),
+            mount_path: FOLDER.to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        };
         outcome.patch.append(
             &format!("/spec/containers/{index}/volumeMounts"),
             container.volume_mounts.is_some(),
@@ -62,7 +74,7 @@ fn give_container(index: usize, container: &Container<'_>, volume: &str, outcome
         );
     }
     if variable.is_none() {
-        let variable = json!({"name": VARIABLE, "value": token_path});
+        let variable = EnvVar { name: VARIABLE.to_owned(), value: Some(token_path), value_from: None };
         outcome.patch.append(&format!("/spec/containers/{index}/env"), container.env.is_some(), variable);
     }
     !mounted

@@ -1,8 +1,6 @@
 //! Katib's metrics collector beside an Istio proxy: it waits for every process of the pod's shared PID namespace, and the
 //! proxy does not end before the collector has (katib#2614, #2616). Told not to, it waits for the training alone.
 
-use serde_json::Value;
-
 use super::view::PodSpec;
 use crate::admission::json::Node;
 use crate::admission::patch::Patch;
@@ -24,7 +22,7 @@ pub(super) fn wait_for_the_training_alone(spec: &PodSpec<'_>, patch: &mut Patch)
         }
         let place = format!("/spec/containers/{index}/args");
         for (number, word) in ["-w", "false"].into_iter().enumerate() {
-            patch.append(&place, collector.args.is_some() || number > 0, Value::from(word));
+            patch.append(&place, collector.args.is_some() || number > 0, word);
         }
     }
 }

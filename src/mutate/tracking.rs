@@ -3,7 +3,7 @@
 //! Whoever has chosen another server gets nothing of it: a workspace and credentials are for ours alone.
 
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, SecretKeySelector};
 
 use super::view::{Container, PodSpec, items, text};
 use crate::admission::Outcome;
@@ -73,8 +73,9 @@ pub(super) fn give(spec: &PodSpec<'_>, namespace: &str, settings: &super::Settin
 }
 
 /// What a container that logs to our server gets.
-fn variables(url: &str, namespace: &str, settings: &Settings) -> Vec<(&'static str, Value)> {
-    let value = |name: &'static str, value: &str| (name, json!({"name": name, "value": value}));
+fn variables(url: &str, namespace: &str, settings: &Settings) -> Vec<EnvVar> {
+    let value =
+        |name: &str, value: &str| EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None };
     let mut all = vec![value(TRACKING_URI, url)];
     if settings.tenant_tracking_workspaces {
         all.push(value(TRACKING_WORKSPACE, namespace));
@@ -83,11 +84,15 @@ fn variables(url: &str, namespace: &str, settings: &Settings) -> Vec<(&'static s
         Auth::None => {}
         Auth::Kubernetes => all.push(value(TRACKING_AUTH, "kubernetes")),
         Auth::Basic => {
-            let secret = &settings.tenant_tracking_secret;
             all.extend([TRACKING_USERNAME, TRACKING_PASSWORD].map(|(name, key)| {
-                // A tenant without one is not kept from starting pods.
-                let source = json!({"secretKeyRef": {"name": secret, "key": key, "optional": true}});
-                (name, json!({"name": name, "valueFrom": source}))
+                let secret = SecretKeySelector {
+                    name: settings.tenant_tracking_secret.clone(),
+                    key: key.to_owned(),
+                    // A tenant without one is not kept from starting pods.
+                    optional: Some(true),
+                };
+                let source = EnvVarSource { secret_key_ref: Some(secret), ..EnvVarSource::default() };
+                EnvVar { name: name.to_owned(), value: None, value_from: Some(source) }
             }));
         }
     }
@@ -114,11 +119,11 @@ fn is_for(url: &str, container: &Container<'_>, outcome: &mut Outcome) -> bool {
     true
 }
 
-fn give_container(index: usize, container: &Container<'_>, variables: &[(&str, Value)], outcome: &mut Outcome) {
+fn give_container(index: usize, container: &Container<'_>, variables: &[EnvVar], outcome: &mut Outcome) {
     let sets = |name: &str| items(container.env).any(|variable| text(variable, "name") == Some(name));
     let place = format!("/spec/containers/{index}/env");
-    for (_, variable) in variables.iter().filter(|(name, _)| !sets(name)) {
-        outcome.patch.append(&place, container.env.is_some(), variable.clone());
+    for variable in variables.iter().filter(|variable| !sets(&variable.name)) {
+        outcome.patch.append(&place, container.env.is_some(), variable);
     }
 }
 

@@ -47,9 +47,7 @@ pub use settings::Settings;
 use share::{Pool, Share};
 pub use tls::clients;
 
-/// A head has eight headers from the API server, and a few more from what may stand between.
-const MOST_HEADERS: usize = 64;
-/// Size of a head, and of the buffer that each connection may come to have.
+/// Size of a head (of at most 100 lines: hyper's own limit, for which it needs no memory of the heap), and of the buffer that each connection may come to have.
 const LARGEST_HEAD: usize = 16 * 1024;
 /// Connections of the port for operations: the kubelet's and Prometheus', two of each, and some people's.
 const OPERATIONS: u32 = 32;
@@ -261,7 +259,6 @@ where
             .timer(TokioTimer::new())
             // hyper's would count the time between two requests as well.
             .header_read_timeout(None)
-            .max_headers(MOST_HEADERS)
             .max_header_size(LARGEST_HEAD)
             .max_buf_size(LARGEST_HEAD)
             .serve_connection(TokioIo::new(heard), service);

@@ -1,7 +1,10 @@
 //! What has to be in a pod so that its containers can be started by us and agree: volumes, mounts, and the init container
 //! that brings the launcher.
 
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1 as api;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::prefix::Prefix;
 use super::schedule::Turn;
@@ -35,8 +38,7 @@ pub(super) fn bring(
     let mut volumes_exist = spec.volumes.is_some();
     for (name, _, _) in &volumes {
         if !items(spec.volumes).any(|volume| text(volume, "name") == Some(name)) {
-            // On disk: memory would count as the containers'.
-            patch.append("/spec/volumes", volumes_exist, json!({"name": name, "emptyDir": {"sizeLimit": "16Mi"}}));
+            patch.append("/spec/volumes", volumes_exist, volume(name));
             volumes_exist = true;
         }
     }
@@ -50,6 +52,12 @@ pub(super) fn bring(
         mount(turn, &volumes, patch);
     }
     Ok(())
+}
+
+/// On disk: memory would count as the containers'.
+fn volume(name: &str) -> api::Volume {
+    let empty_dir = api::EmptyDirVolumeSource { medium: None, size_limit: Some(Quantity("16Mi".to_owned())) };
+    api::Volume { name: name.to_owned(), empty_dir: Some(empty_dir), ..api::Volume::default() }
 }
 
 fn mount(turn: &Turn<'_, '_>, volumes: &[Volume], patch: &mut Patch) {
@@ -67,15 +75,15 @@ fn mount(turn: &Turn<'_, '_>, volumes: &[Volume], patch: &mut Patch) {
 }
 
 /// A mount of a volume, if the container does not have it: `None` where it does.
-fn mount_missing(container: &Container<'_>, volume: &str, folder: &str, read_only: bool) -> Option<Value> {
+fn mount_missing(container: &Container<'_>, volume: &str, folder: &str, read_only: bool) -> Option<api::VolumeMount> {
     let mounted = items(container.volume_mounts)
         .any(|mount| text(mount, "name") == Some(volume) && text(mount, "mountPath") == Some(folder));
-    let mount = if read_only {
-        json!({"name": volume, "mountPath": folder, "readOnly": true})
-    } else {
-        json!({"name": volume, "mountPath": folder})
-    };
-    (!mounted).then_some(mount)
+    (!mounted).then(|| api::VolumeMount {
+        name: volume.to_owned(),
+        mount_path: folder.to_owned(),
+        read_only: read_only.then_some(true),
+        ..api::VolumeMount::default()
+    })
 }
 
 /// Whether nobody else uses the volume's name or its place.
@@ -102,24 +110,37 @@ fn is_free(spec: &PodSpec<'_>, turns: &[Turn<'_, '_>], (name, folder, _): Volume
 /// service: its requests are its limits. The launcher takes 1 MiB; a container runtime that copies itself into the container's memory
 /// before it starts anything there (runc, some 15 MiB; opencontainers/runc#1980) takes the rest. It costs no room: the pod's containers,
 /// which come after it, have more together.
-fn init_container(image: &str) -> Value {
-    let resources = json!({"cpu": "50m", "memory": "32Mi"});
-    json!({
-        "name": LAUNCHER_VOLUME,
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": [format!("/{BINARY}"), COPY_FLAG, LAUNCHER_FOLDER],
-        "resources": {"requests": resources, "limits": resources},
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": {"drop": ["ALL"]},
-            "privileged": false,
-            "readOnlyRootFilesystem": true,
-            "runAsGroup": UNPRIVILEGED_USER,
-            "runAsNonRoot": true,
-            "runAsUser": UNPRIVILEGED_USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "volumeMounts": [{"name": LAUNCHER_VOLUME, "mountPath": LAUNCHER_FOLDER}],
-    })
+fn init_container(image: &str) -> api::Container {
+    let resources =
+        [("cpu", "50m"), ("memory", "32Mi")].map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned())));
+    let resources = BTreeMap::from(resources);
+    let user = Some(UNPRIVILEGED_USER);
+    api::Container {
+        name: LAUNCHER_VOLUME.to_owned(),
+        image: Some(image.to_owned()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(vec![format!("/{BINARY}"), COPY_FLAG.to_owned(), LAUNCHER_FOLDER.to_owned()]),
+        resources: Some(api::ResourceRequirements {
+            requests: Some(resources.clone()),
+            limits: Some(resources),
+            ..api::ResourceRequirements::default()
+        }),
+        security_context: Some(api::SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(api::Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            privileged: Some(false),
+            read_only_root_filesystem: Some(true),
+            run_as_group: user,
+            run_as_non_root: Some(true),
+            run_as_user: user,
+            seccomp_profile: Some(api::SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            ..api::SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![api::VolumeMount {
+            name: LAUNCHER_VOLUME.to_owned(),
+            mount_path: LAUNCHER_FOLDER.to_owned(),
+            ..api::VolumeMount::default()
+        }]),
+        ..api::Container::default()
+    }
 }
