@@ -276,7 +276,8 @@ async fn certificates(
         (Some(certificate), Some(key)) => {
             let files = certs::Files { certificate, key };
             let pair = files.load()?;
-            Box::pin(certs::follow(files, pair, resolver, metrics, readiness, stop))
+            let witness = witness(settings.in_cluster.context.clone()).await;
+            Box::pin(certs::follow(files, pair, resolver, metrics, witness, readiness, stop))
         }
         (None, None) => {
             let certificates = settings.in_cluster.certificates.clone();
@@ -294,6 +295,18 @@ async fn certificates(
         (None, Some(_)) => bail!("--tls-key: --tls-cert is missing; both or neither"),
     };
     Ok((tls, kept))
+}
+
+/// Who tells of a certificate in files, where we run in a pod. It is served with all the same.
+async fn witness(context: Option<String>) -> Option<certs::Witness> {
+    let pod = OwnPod::find(|name| std::env::var(name).ok())?;
+    match client(context).await {
+        Ok(client) => Some(certs::Witness::new(client, pod, instance())),
+        Err(error) => {
+            warn!(error = format!("{error:#}"), "nobody is told of certificates by Events");
+            None
+        }
+    }
 }
 
 async fn tenancy_context(

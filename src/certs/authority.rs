@@ -85,6 +85,14 @@ impl Certificate {
         self.not_before <= now && now <= self.not_after
     }
 
+    /// Whether it should have been renewed by now: a sixth of its life is left, or two weeks of a long one. The alert
+    /// `TenancyFixerCertificateExpires` goes by the same.
+    #[must_use]
+    pub fn ends_soon(&self, now: Timestamp) -> bool {
+        let life = self.not_after.duration_since(self.not_before);
+        self.not_after.duration_since(now) < (life / 6).min(SignedDuration::from_hours(14 * 24))
+    }
+
     /// Says why it is not valid, if so.
     #[must_use]
     pub fn why_not_valid(&self, now: Timestamp) -> Option<String> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::events::EventType;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use super::authority::Certificate;
 use super::metrics::SERVING;
+use super::tell::Witness;
 use super::{Metrics, Resolver};
 
 /// How often they are looked at. The kubelet itself takes a minute to bring a changed Secret.
@@ -80,12 +82,14 @@ impl Files {
 }
 
 /// Serves with that pair, and with whatever takes its place, until `stop`. A pair that does not fit is told, and the one
-/// before it stays. `readiness` hears, again and again, why the API server should not call us; nothing: it may.
+/// before it stays. `readiness` hears, again and again, why the API server should not call us; nothing: it may. What the log says
+/// of it the `witness` does, too.
 pub fn follow(
     files: Files,
     pair: Pair,
     resolver: Resolver,
     metrics: Metrics,
+    witness: Option<Witness>,
     readiness: impl Fn(Option<String>),
     stop: impl Future<Output = ()>,
 ) -> impl Future<Output = ()> {
@@ -98,6 +102,12 @@ pub fn follow(
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stop = std::pin::pin!(stop);
         let mut doubts = Doubts::default();
+        let tell = |kind: EventType, reason: &str, note: &str| {
+            if let Some(witness) = &witness {
+                witness.tell(kind, reason, note);
+            }
+        };
+        let mut is_told = false;
         let Pair { mut contents, mut certificate, .. } = pair;
         loop {
             tokio::select! {
@@ -106,6 +116,12 @@ pub fn follow(
                 _ = ticks.tick() => {}
             }
             readiness(certificate.why_not_valid(Timestamp::now()));
+            if certificate.ends_soon(Timestamp::now()) && !std::mem::replace(&mut is_told, true) {
+                let (file, not_after) = (files.certificate.display(), certificate.not_after);
+                warn!(%file, %not_after, "the certificate ends soon, and has not been renewed");
+                let note = format!("the certificate {file} ends at {not_after}, and has not been renewed");
+                tell(EventType::Warning, "CertificateEndsSoon", &note);
+            }
             // A file system that hangs must not keep requests waiting.
             let (looked, known) = (files.clone(), contents.clone());
             let found = tokio::task::spawn_blocking(move || {
@@ -123,13 +139,20 @@ pub fn follow(
                     resolver.serve(new.served);
                     metrics.changed(SERVING);
                     metrics.expires(SERVING, &new.certificate);
-                    info!(file = %files.certificate.display(), not_after = %new.certificate.not_after, "certificate exchanged");
+                    let (file, not_after) = (files.certificate.display(), new.certificate.not_after);
+                    info!(%file, %not_after, "certificate exchanged");
+                    let note = format!("serving with the new certificate {file}; it ends at {not_after}");
+                    tell(EventType::Normal, "CertificateExchanged", &note);
                     (contents, certificate, doubts) = (new.contents, new.certificate, Doubts::default());
+                    is_told = false;
                 }
                 Err(error) => {
                     metrics.failed();
                     if let Some(error) = doubts.worth_telling(format!("{error:#}")) {
-                        warn!(error, not_after = %certificate.not_after, "the new certificate cannot be used, the old one stays");
+                        let not_after = certificate.not_after;
+                        warn!(error, %not_after, "the new certificate cannot be used, the old one stays");
+                        let note = format!("the old certificate stays, until {not_after}: {error}");
+                        tell(EventType::Warning, "CertificateNotUsed", &note);
                     }
                 }
             }

@@ -3,7 +3,8 @@
 //! * **our own**: `authority` decides what there should be at a time, `bundle` whom the webhook configurations should trust;
 //!   both are pure. `store` is the Secret, `clock` the API server's time, `keeper` sees to it
 //!   on every replica that there is what they say (`act` writes, `tell` says so).
-//! * **somebody else's**: `files` follows the two files that cert-manager's Secret or `create-cert.sh`'s is mounted as.
+//! * **somebody else's**: `files` follows the two files that cert-manager's Secret or `create-cert.sh`'s is mounted as, and
+//!   `tell` says so, too.
 //!
 //! Either hands it to the `resolver`, from which handshakes take it. `survey` is one look for `tenancy-fixer check`.
 
@@ -35,6 +36,7 @@ pub use metrics::Metrics;
 pub use resolver::Resolver;
 pub use settings::Settings;
 pub use survey::{Line, Seen, Survey, survey};
+pub use tell::Witness;
 
 /// A TLS set-up that serves HTTP/1.1 with whatever the resolver has, to these clients or to all. Of TLS 1.2 and 1.3 ring has
 /// suites with authenticated encryption (AEAD) and forward secrecy only.

@@ -1,13 +1,19 @@
-//! What people are told: in the log, and as Events on the Secret and the webhook configurations.
+//! What people are told: in the log, and as Events on the Secret and the webhook configurations; of a certificate in files, on the
+//! pod that serves with it.
+
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::keeper::{Keeper, PATIENCE};
 use super::metrics::AUTHORITY;
 use crate::cluster::names;
+use crate::cluster::own_pod::OwnPod;
 
 impl Keeper {
     pub(super) async fn tell_authority(&self, reason: &str, message: &'static str, why: &str) {
@@ -41,13 +47,7 @@ impl Keeper {
         about: &ObjectReference,
     ) -> impl Future<Output = ()> + Send + use<> {
         let is_warning = matches!(kind, EventType::Warning);
-        let event = Event {
-            type_: kind,
-            reason: reason.to_owned(),
-            note: note.get(..note.floor_char_boundary(names::LONGEST_NOTE)).map(str::to_owned),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
+        let event = event(kind, reason, note);
         // A Recorder counts what it takes for repetitions, whatever their text. What is wrong is told once, and each text counts.
         let recorder = if is_warning {
             let reporter =
@@ -57,13 +57,54 @@ impl Keeper {
             self.recorder.clone()
         };
         let about = about.clone();
-        async move {
-            match timeout(PATIENCE, recorder.publish(&event, &about)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "writing an Event"),
-                Err(_) => warn!("writing an Event took too long"),
+        async move { publish(&recorder, &event, &about).await }
+    }
+}
+
+/// Tells of a certificate in files on the pod that serves with it.
+#[derive(Clone)]
+pub struct Witness {
+    client: Client,
+    pod: OwnPod,
+    reporter: Reporter,
+    about: Arc<OnceCell<ObjectReference>>,
+}
+
+impl Witness {
+    /// On that pod, in the name of that replica.
+    #[must_use]
+    pub fn new(client: Client, pod: OwnPod, instance: String) -> Self {
+        let reporter = Reporter { controller: names::PROJECT.to_owned(), instance: Some(instance) };
+        Self { client, pod, reporter, about: Arc::default() }
+    }
+
+    /// An Event, on its own: whoever tells goes on meanwhile.
+    pub(super) fn tell(&self, kind: EventType, reason: &str, note: &str) {
+        let (witness, event) = (self.clone(), event(kind, reason, note));
+        tokio::spawn(async move {
+            match witness.about.get_or_try_init(|| witness.pod.reference(&witness.client)).await {
+                Ok(about) => publish(&Recorder::new(witness.client.clone(), witness.reporter), &event, about).await,
+                Err(error) => warn!(error = format!("{error:#}"), "writing an Event"),
             }
-        }
+        });
+    }
+}
+
+fn event(kind: EventType, reason: &str, note: &str) -> Event {
+    Event {
+        type_: kind,
+        reason: reason.to_owned(),
+        note: note.get(..note.floor_char_boundary(names::LONGEST_NOTE)).map(str::to_owned),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    }
+}
+
+async fn publish(recorder: &Recorder, event: &Event, about: &ObjectReference) {
+    match timeout(PATIENCE, recorder.publish(event, about)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(%error, "writing an Event"),
+        Err(_) => warn!("writing an Event took too long"),
     }
 }
 

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::{Api, Client, Resource as _};
 use tracing::warn;
 
 use super::names::PROJECT;
@@ -31,6 +31,16 @@ impl OwnPod {
     pub fn find(lookup: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let set = |name| lookup(name).filter(|value| !value.is_empty());
         Some(Self { name: set(NAME)?, namespace: set(NAMESPACE)? })
+    }
+
+    /// What an Event about it refers to. `kubectl describe` shows Events by the pod's uid, which nobody has told us.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn reference(&self, client: &Client) -> anyhow::Result<ObjectReference> {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
+        let pod = retry(|| pods.get(&self.name)).await.with_context(|| format!("reading our own pod {}", self.name))?;
+        Ok(pod.object_ref(&()))
     }
 
     /// The image of our own container, by the name that the cluster's nodes have pulled it with. Asked for until there is an

@@ -203,10 +203,11 @@ impl Scene {
     }
 
     pub fn events(&self, namespace: &str) -> Vec<(String, String)> {
-        let selector = format!(
-            "involvedObject.name={}",
-            if namespace == "default" { self.name.clone() } else { self.secret_name() }
-        );
+        self.events_of(namespace, &if namespace == "default" { self.name.clone() } else { self.secret_name() })
+    }
+
+    fn events_of(&self, namespace: &str, name: &str) -> Vec<(String, String)> {
+        let selector = format!("involvedObject.name={name}");
         let found =
             self.cluster.kubectl(&["get", "events", "-n", namespace, "--field-selector", &selector, "-o", "json"]);
         let found: Value = serde_json::from_str(&found).unwrap();
@@ -970,6 +971,45 @@ fn files_are_followed_under_load_no_connection_is_dropped_and_a_bad_pair_changes
     );
     kept.end_without_failure("requests on one connection", 1000);
     fresh.end_without_failure("handshakes", 100);
+}
+
+#[test]
+fn of_a_certificate_in_files_events_tell_on_the_pod_that_serves_with_it() {
+    let scene = Scene::new("files");
+    scene.cluster.apply(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "replica", "namespace": scene.name},
+        "spec": {"containers": [{"name": "tenancy-fixer", "image": "tenancy-fixer:0.1.0"}]},
+    }));
+    let mut volume = Volume::new("certs-events");
+    let good = Certificate::make(&support::folder("certs-events-good"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut old = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    old.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    volume.write(old.self_signed(&key).unwrap().pem().as_bytes(), key.serialize_pem().as_bytes());
+    let file = |name: &str| volume.folder.join(name);
+    let mounted = Certificate { ca: good.ca.clone(), chain: file("tls.crt"), key: file("tls.key") };
+    let environment = [
+        ("KUBECONFIG", &*scene.kubeconfig),
+        ("POD_NAME", Path::new("replica")),
+        ("POD_NAMESPACE", Path::new(&scene.name)),
+    ];
+    let _server = Server::start_with(&mounted, &["--only", "admission"], &[], &environment);
+    let told = |reason: &str, text: &str| {
+        wait_for(reason, || {
+            scene.events_of(&scene.name, "replica").iter().any(|(found, said)| found == reason && said.contains(text))
+        });
+    };
+    told("CertificateEndsSoon", "ends at 2020-01-01T00:00:00Z, and has not been renewed");
+    volume.write_pair(&good);
+    told("CertificateExchanged", "serving with the new certificate");
+    volume.write(b"", b"");
+    told("CertificateNotUsed", "there is no certificate in");
+    // `kubectl describe` asks for those of this very pod.
+    let uid = scene.cluster.kubectl(&["get", "pod", "replica", "-n", &scene.name, "-o", "jsonpath={.metadata.uid}"]);
+    let selector = format!("involvedObject.uid={uid}");
+    let found =
+        scene.cluster.kubectl(&["get", "events", "-n", &scene.name, "--field-selector", &selector, "-o", "name"]);
+    assert_eq!(found.lines().count(), 3, "{found}");
 }
 
 #[test]
