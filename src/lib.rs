@@ -24,6 +24,7 @@
 //! | [`cluster`] | names and kinds |
 //! | [`durations`] | times in settings |
 //! | [`images`] | what a registry says of an image; asked safely, and remembered |
+//! | [`listing`] | what listings for people have in common: a search, and pages |
 //! | [`looked`] | how commands that look once run, print and end |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`page`] | what a person sees who looks at a running server, and who may |
@@ -49,6 +50,7 @@ pub mod gate;
 pub mod images;
 pub mod inspect;
 pub mod launch;
+pub mod listing;
 pub mod looked;
 pub mod mlflow;
 pub mod mutate;

@@ -51,6 +51,11 @@ impl<T> Recent<T> {
     }
 }
 
+/// Bytes of a name that are kept; Kubernetes' own have at most 253.
+pub const LONGEST_NAME: usize = 256;
+/// Bytes of a longer text that are kept.
+pub const LONGEST_TEXT: usize = 1024;
+
 /// A text that is kept, with at most so many bytes: what others have sent may be long.
 #[must_use]
 pub fn kept(text: &str, most: usize) -> Box<str> {

@@ -5,12 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::judge::Judged;
 use super::settings::Mode;
 use crate::admission::About;
-use crate::recent::kept;
-
-/// Bytes of a name that are kept.
-const LONGEST_NAME: usize = 256;
-/// Bytes of a longer text.
-const LONGEST_TEXT: usize = 1024;
+use crate::recent::{LONGEST_NAME, LONGEST_TEXT, kept};
 
 /// A container that has been judged.
 #[derive(Clone, Debug)]

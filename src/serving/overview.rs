@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::listener::Listener;
 use super::state::{Observed, Place};
+use crate::listing::{self, has};
 
 /// Which ones are wanted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,15 +68,13 @@ impl Listener {
         for (place, observed) in &facts.services {
             *overview.states.entry(status(observed)).or_default() += 1;
             let model = observed.key.as_ref().map(ToString::to_string).unwrap_or_default();
-            let has = |text: &str| text.to_lowercase().contains(wanted.search);
-            if wanted.search.is_empty() || has(&place.0) || has(&place.1) || has(&model) {
+            if [&place.0, &place.1, &model].into_iter().any(|text| has(text, wanted.search)) {
                 found.push((place, observed));
             }
         }
         found.sort_unstable_by_key(|(place, observed)| (status(observed) == "Ready", *place));
         overview.matching = found.len();
-        let last = found.len().saturating_sub(1) / wanted.count.max(1) * wanted.count;
-        overview.from = wanted.from.min(last);
+        overview.from = listing::begin(found.len(), wanted.from, wanted.count);
         let shown = found.iter().skip(overview.from).take(wanted.count);
         overview.served = shown.map(|(place, observed)| served(place, observed)).collect();
         overview

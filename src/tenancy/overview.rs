@@ -8,6 +8,7 @@ use clap::ValueEnum as _;
 use super::state::Facts;
 use super::survey::said;
 use super::{Defaults, Settings, State, Verdict, plan, verdict};
+use crate::listing::{self, has};
 
 /// Tenants that are judged while reviews and watches wait: some 50 µs.
 const AT_ONCE: usize = 128;
@@ -92,9 +93,7 @@ impl State {
         }
         found.sort_by_key(|(rank, _)| *rank);
         overview.matching = found.len();
-        // A page that is no more shows the last one that is.
-        let last = found.len().saturating_sub(1) / wanted.count.max(1) * wanted.count;
-        overview.from = wanted.from.min(last);
+        overview.from = listing::begin(found.len(), wanted.from, wanted.count);
         for (_, name) in found.iter().skip(overview.from).take(wanted.count) {
             overview.tenants.push(self.read().tenant(name, defaults, settings));
         }
@@ -105,11 +104,6 @@ impl State {
 /// What an admin should see first.
 fn rank(state: &str) -> u8 {
     u8::from(state != "refused")
-}
-
-/// Whether a text has another one in it, whatever the case of its letters.
-fn has(text: &str, search: &str) -> bool {
-    search.is_empty() || text.to_lowercase().contains(search)
 }
 
 impl Facts {

@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("durations", &[]),
     ("images", &["durations", "share", "trust"]),
     ("launch", &[]),
+    ("listing", &[]),
     ("mlflow", &["durations", "trust"]),
     ("recent", &[]),
     ("share", &[]),
@@ -27,8 +28,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gate", &["admission", "cluster", "images", "recent"]),
     ("mutate", &["admission", "cluster", "launch", "yaml"]),
     ("projects", &["cluster", "images", "mlflow", "yaml"]),
-    ("serving", &["cluster", "durations", "mlflow", "yaml"]),
-    ("tenancy", &["cluster"]),
+    ("serving", &["cluster", "durations", "listing", "mlflow", "yaml"]),
+    ("tenancy", &["cluster", "listing"]),
     // The edges.
     ("offline", &["admission", "cluster", "mutate", "yaml"]),
     ("page", &["admission", "cluster", "gate", "recent", "server", "serving", "tenancy"]),
