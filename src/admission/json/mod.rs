@@ -70,7 +70,7 @@ impl fmt::Display for Unexpected {
 
 impl std::error::Error for Unexpected {}
 
-impl<'a> Document<'a> {
+impl Document<'_> {
     /// The whole of it.
     #[must_use]
     pub fn root(&self) -> Node<'_> {
