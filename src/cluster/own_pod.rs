@@ -38,24 +38,25 @@ impl OwnPod {
     /// # Errors
     /// The API server refuses.
     pub async fn reference(&self, client: &Client) -> anyhow::Result<ObjectReference> {
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
-        let pod = retry(|| pods.get(&self.name)).await.with_context(|| format!("reading our own pod {}", self.name))?;
-        Ok(pod.object_ref(&()))
+        Ok(self.read(client).await?.object_ref(&()))
     }
 
-    /// The image of our own container, by the name that the cluster's nodes have pulled it with. Asked for until there is an
-    /// answer: who asks us has an API server that runs.
+    /// The image of our own container, by the name that the cluster's nodes have pulled it with.
     ///
     /// # Errors
     /// The API server refuses, or the pod has no container of our name.
     pub async fn image(&self, client: &Client) -> anyhow::Result<String> {
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
-        let pod = retry(|| pods.get(&self.name)).await.with_context(|| format!("reading our own pod {}", self.name))?;
-        let containers = pod.spec.into_iter().flat_map(|spec| spec.containers);
+        let containers = self.read(client).await?.spec.into_iter().flat_map(|spec| spec.containers);
         match containers.into_iter().find(|container| container.name == PROJECT).and_then(|found| found.image) {
             Some(image) if !image.is_empty() => Ok(image),
             _ => bail!("pod {} has no container {PROJECT} with an image", self.name),
         }
+    }
+
+    /// Asked for until there is an answer: who asks us has an API server that runs.
+    async fn read(&self, client: &Client) -> anyhow::Result<Pod> {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &self.namespace);
+        retry(|| pods.get(&self.name)).await.with_context(|| format!("reading our own pod {}", self.name))
     }
 }
 

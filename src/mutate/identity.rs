@@ -1,11 +1,11 @@
 //! Who a tenant's pod is towards Kubeflow Pipelines.
 
 use k8s_openapi::api::core::v1::{
-    EnvVar, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
 };
 
 use super::Settings;
-use super::view::{Container, PodSpec, Proxy, items, text};
+use super::view::{Container, PodSpec, Proxy, items, text, variable};
 use crate::admission::Outcome;
 use crate::admission::json::Node;
 use crate::cluster::identity::Identity;
@@ -53,8 +53,8 @@ fn token(name: String) -> Volume {
 /// Mount and variable for one container; whether it now mounts the volume because of us.
 fn give_container(index: usize, container: &Container<'_>, volume: &str, outcome: &mut Outcome) -> bool {
     let token_path = format!("{FOLDER}/{FILE}");
-    let variable = items(container.env).find(|variable| text(*variable, "name") == Some(VARIABLE));
-    if variable.is_some_and(|variable| text(variable, "value") != Some(&token_path)) {
+    let existing = items(container.env).find(|variable| text(*variable, "name") == Some(VARIABLE));
+    if existing.is_some_and(|variable| text(variable, "value") != Some(&token_path)) {
         // Somebody has put a token elsewhere, and said so.
         return false;
     }
@@ -73,8 +73,8 @@ fn give_container(index: usize, container: &Container<'_>, volume: &str, outcome
             mount,
         );
     }
-    if variable.is_none() {
-        let variable = EnvVar { name: VARIABLE.to_owned(), value: Some(token_path), value_from: None };
+    if existing.is_none() {
+        let variable = variable(VARIABLE, token_path);
         outcome.patch.append(&format!("/spec/containers/{index}/env"), container.env.is_some(), variable);
     }
     !mounted

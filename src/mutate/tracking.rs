@@ -5,7 +5,7 @@
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, SecretKeySelector};
 
-use super::view::{Container, PodSpec, items, text};
+use super::view::{Container, PodSpec, items, text, variable};
 use crate::admission::Outcome;
 use crate::cluster::names::{
     TRACKING_AUTH, TRACKING_DIRECT, TRACKING_PASSWORD, TRACKING_SECRET, TRACKING_URI, TRACKING_USERNAME,
@@ -74,15 +74,13 @@ pub(super) fn give(spec: &PodSpec<'_>, namespace: &str, settings: &super::Settin
 
 /// What a container that logs to our server gets.
 fn variables(url: &str, namespace: &str, settings: &Settings) -> Vec<EnvVar> {
-    let value =
-        |name: &str, value: &str| EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None };
-    let mut all = vec![value(TRACKING_URI, url)];
+    let mut all = vec![variable(TRACKING_URI, url)];
     if settings.tenant_tracking_workspaces {
-        all.push(value(TRACKING_WORKSPACE, namespace));
+        all.push(variable(TRACKING_WORKSPACE, namespace));
     }
     match settings.tenant_tracking_auth {
         Auth::None => {}
-        Auth::Kubernetes => all.push(value(TRACKING_AUTH, "kubernetes")),
+        Auth::Kubernetes => all.push(variable(TRACKING_AUTH, "kubernetes")),
         Auth::Basic => {
             all.extend([TRACKING_USERNAME, TRACKING_PASSWORD].map(|(name, key)| {
                 let secret = SecretKeySelector {
@@ -97,7 +95,7 @@ fn variables(url: &str, namespace: &str, settings: &Settings) -> Vec<EnvVar> {
         }
     }
     if !settings.tenant_tracking_direct {
-        all.extend(TRACKING_DIRECT.map(|name| value(name, "false")));
+        all.extend(TRACKING_DIRECT.map(|name| variable(name, "false")));
     }
     all
 }

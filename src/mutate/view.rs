@@ -1,5 +1,7 @@
 //! The parts of objects that decisions read, with their types checked. Everything else of an object is not looked at.
 
+use k8s_openapi::api::core::v1::EnvVar;
+
 use crate::admission::json::{Node, Unexpected};
 use crate::cluster::names::{ISTIO_PROXY, KATIB_COLLECTORS};
 
@@ -171,4 +173,9 @@ pub(super) fn words(list: Option<Node<'_>>) -> Vec<&str> {
 /// A member of an item, where it is a text.
 pub(super) fn text<'d>(node: Node<'d>, name: &str) -> Option<&'d str> {
     node.get(name).and_then(Node::text)
+}
+
+/// A variable as we write it into a container's `env`.
+pub(super) fn variable(name: &str, value: impl Into<String>) -> EnvVar {
+    EnvVar { name: name.to_owned(), value: Some(value.into()), value_from: None }
 }

@@ -47,7 +47,8 @@ pub use settings::Settings;
 use share::{Pool, Share};
 pub use tls::clients;
 
-/// Size of a head (of at most 100 lines: hyper's own limit, for which it needs no memory of the heap), and of the buffer that each connection may come to have.
+/// Size of a head, and of the buffer that each connection may come to have. Lines of a head are at most 100: hyper's own limit, for
+/// which it needs no memory of the heap.
 const LARGEST_HEAD: usize = 16 * 1024;
 /// Connections of the port for operations: the kubelet's and Prometheus', two of each, and some people's.
 const OPERATIONS: u32 = 32;

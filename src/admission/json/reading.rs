@@ -21,8 +21,8 @@ const BYTES_OF_A_TOKEN: usize = 9;
 const MOST_PATHS: usize = 8 * 1024 * 1024;
 /// Of an item's place in a list, in a path.
 const INDEX: usize = 6;
-/// Who set which field, which the API server writes into `metadata` before it asks us (KEP-555). It is a third and more of what is sent, and
-/// nobody here looks at it: it is read over, as if it did not stand there.
+/// Who set which field, which the API server writes into `metadata` before it asks us (KEP-555). Nobody here looks at it: it is read
+/// over, as if it did not stand there.
 const MANAGED_FIELDS: &str = "managedFields";
 
 impl<'a> Document<'a> {

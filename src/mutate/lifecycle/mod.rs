@@ -16,14 +16,12 @@ mod schedule;
 use std::fmt;
 use std::str::FromStr;
 
-use k8s_openapi::api::core::v1::EnvVar;
-
 pub use entrypoint::{ImageCommand, ImageCommands};
 
 use self::entrypoint::Own;
 use self::prefix::Prefix;
 use self::schedule::Turn;
-use super::view::{PodSpec, Proxy, items, text};
+use super::view::{PodSpec, Proxy, items, text, variable};
 use super::{Settings, Surroundings};
 use crate::admission::Outcome;
 use crate::admission::json::Node;
@@ -172,14 +170,13 @@ fn set_environment(turn: &Turn<'_, '_>, outcome: &mut Outcome) {
     for (name, value) in &variables {
         let (name, value) = (*name, value.as_str());
         let found = items(turn.container.env).enumerate().filter(|(_, item)| text(*item, "name") == Some(name)).last();
-        let entry = || EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None };
         match found {
             None => {
-                outcome.patch.append(&place, list_exists, entry());
+                outcome.patch.append(&place, list_exists, variable(name, value));
                 list_exists = true;
             }
             Some((at, item)) if OF_THE_POD.contains(&name) && text(item, "value") != Some(value) => {
-                outcome.patch.replace(format!("{place}/{at}"), entry());
+                outcome.patch.replace(format!("{place}/{at}"), variable(name, value));
             }
             Some(_) => {}
         }
