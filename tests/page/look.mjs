@@ -40,10 +40,23 @@ async function open(options = {}) {
   return { context, page, wrong };
 }
 
+// Signs in by keyboard alone. Where the API server is too busy to say whose the token is, people are told to try again, and do.
 async function signIn(page) {
   await page.goto(url);
-  await page.keyboard.type(token);
-  await Promise.all([page.waitForURL(url), page.keyboard.press('Enter')]);
+  const until = Date.now() + 60000;
+  for (;;) {
+    // The field has the focus once the page is drawn, which may be after it is loaded.
+    await page.locator('#token:focus').waitFor();
+    await page.keyboard.type(token);
+    const answered = page.waitForResponse((answer) => answer.request().method() === 'POST' && answer.url().endsWith('/sign-in'));
+    await page.keyboard.press('Enter');
+    const status = (await answered).status();
+    if (status === 303) break;
+    await page.waitForLoadState();
+    const told = await page.locator('body').innerText();
+    assert.ok([429, 503].includes(status) && Date.now() < until, `signing in: ${status}: ${told}`);
+    console.log(`signing in: ${status}, once more`);
+  }
   await page.locator('#overview').waitFor();
 }
 
