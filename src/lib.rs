@@ -4,7 +4,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`app`] | the only file that knows everything: builds the parts and runs them |
+//! | [`app`] | the only module that knows everything: builds the parts and runs them |
 //! | [`cli`] | the commands, and the settings that they share |
 //! | [`settings`] | flags, environment and settings file, in that order |
 //! | [`admission`] | the protocol: the table of endpoints, the review, the patch |

@@ -90,7 +90,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 fn registered() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let sources = [
-        "app.rs",
+        "app/serve.rs",
         "admission/metrics.rs",
         "certs/metrics.rs",
         "images/metrics.rs",
