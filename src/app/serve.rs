@@ -30,14 +30,7 @@ const SURROUNDINGS: &str = "surroundings";
 
 /// Serves until the process is told to end.
 pub(super) async fn serve(settings: Serve) -> anyhow::Result<()> {
-    let capabilities: Vec<_> =
-        Capability::value_variants().iter().filter(|capability| settings.has(**capability)).collect();
-    ensure!(!capabilities.is_empty(), "every capability is switched off; see --only and --without");
-    let knows_owners = settings.has(Capability::Tenancy);
-    ensure!(
-        knows_owners || !settings.in_cluster.mutation.owner_only,
-        "--owner-only needs the capability tenancy, which knows the owners"
-    );
+    let capabilities = capabilities(&settings)?;
     info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?capabilities, settings = ?settings, "starting");
     let stop = stop_signal()?;
     // Operations, certificates and watches go on until the last review is answered.
@@ -137,6 +130,19 @@ pub(super) async fn serve(settings: Serve) -> anyhow::Result<()> {
     tokio::join!(operations.serve(), admission, controller, models, announce);
     info!("stopped");
     Ok(())
+}
+
+/// What is switched on, which has to fit together.
+fn capabilities(settings: &Serve) -> anyhow::Result<Vec<Capability>> {
+    let capabilities: Vec<_> =
+        Capability::value_variants().iter().copied().filter(|capability| settings.has(*capability)).collect();
+    ensure!(!capabilities.is_empty(), "every capability is switched off; see --only and --without");
+    let knows_owners = settings.has(Capability::Tenancy);
+    ensure!(
+        knows_owners || !settings.in_cluster.mutation.owner_only,
+        "--owner-only needs the capability tenancy, which knows the owners"
+    );
+    Ok(capabilities)
 }
 
 /// How long a replica waits for what it wants to know of the cluster before it answers without.
