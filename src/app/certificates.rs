@@ -8,10 +8,9 @@ use prometheus_client::registry::Registry;
 use tokio_rustls::TlsAcceptor;
 use tracing::warn;
 
-use super::{client, instance};
+use super::{client, instance, own_pod};
 use crate::certs;
 use crate::cli::Serve;
-use crate::cluster::own_pod::OwnPod;
 use crate::server;
 
 /// Work that goes on beside the rest.
@@ -56,7 +55,7 @@ pub(super) async fn prepared(
 
 /// Who tells of a certificate in files, where we run in a pod. It is served with all the same.
 async fn witness(context: Option<String>) -> Option<certs::Witness> {
-    let pod = OwnPod::find(|name| std::env::var(name).ok())?;
+    let pod = own_pod()?;
     match client(context).await {
         Ok(client) => Some(certs::Witness::new(client, pod, instance())),
         Err(error) => {

@@ -64,7 +64,7 @@ pub(super) fn manifests(settings: &Manifests) -> anyhow::Result<String> {
     ))
 }
 
-/// The kinds of workloads that an installation knows; its own come first.
+/// The kinds of workloads that an installation knows, its own behind those that everybody has.
 fn workloads(settings: &mutate::Settings) -> Vec<WorkloadKind> {
     WorkloadKind::known().iter().chain(&settings.workloads).cloned().collect()
 }

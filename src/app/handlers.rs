@@ -1,5 +1,6 @@
 //! What each port answers with.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Full};
@@ -16,8 +17,9 @@ use crate::server::probes::{self, Readiness};
 use crate::server::{Body, Stage};
 use crate::{page, serving};
 
-type BoxedAnswer<B> = std::pin::Pin<Box<dyn Future<Output = Response<B>> + Send>>;
+type BoxedAnswer<B> = Pin<Box<dyn Future<Output = Response<B>> + Send>>;
 
+/// Of the webhooks' port: reviews, and MLflow's deliveries.
 pub(super) fn admission(
     reviewer: Reviewer,
     reviews: Reviews,
@@ -37,6 +39,7 @@ pub(super) fn admission(
     }
 }
 
+/// Of the port for operations: probes, metrics, the page, and MLflow's deliveries.
 pub(super) fn operations(
     readiness: Readiness,
     registry: Registry,
@@ -66,6 +69,7 @@ pub(super) fn operations(
     }
 }
 
+/// For people and probes, in plain text.
 pub(super) fn refused_operation(_: &Uri, status: StatusCode, message: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(format!("{message}\n")));
     *response.status_mut() = status;

@@ -45,7 +45,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn check(settings: Check) -> anyhow::Result<Vec<check::Report>> {
     let account = match settings.account {
         Some(name) => check::Account::Named(name),
-        None if OwnPod::find(|name| std::env::var(name).ok()).is_some() => check::Account::Asking,
+        None if own_pod().is_some() => check::Account::Asking,
         None => check::Account::Shipped,
     };
     let client = client(settings.serve.in_cluster.context.clone()).await.context("finding the cluster")?;
@@ -67,6 +67,11 @@ async fn client(context: Option<String>) -> anyhow::Result<kube::Client> {
         None => kube::Config::infer().await?,
     };
     Ok(kube::Client::try_from(config)?)
+}
+
+/// The pod that we run in, as its manifest tells us.
+fn own_pod() -> Option<OwnPod> {
+    OwnPod::find(|name| std::env::var(name).ok())
 }
 
 /// A name that no other replica has: the pod's, and the process's where several run on one machine.

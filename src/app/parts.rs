@@ -17,6 +17,7 @@ use crate::reviewer::Reviewer;
 use crate::server::probes::Readiness;
 use crate::{mlflow, mutate, page, serving, tenancy};
 
+/// What decides on reviews; nothing is kept for a page yet.
 pub(super) async fn reviewer(
     settings: &Serve,
     namespaces: Arc<tenancy::State>,
@@ -115,6 +116,7 @@ pub(super) async fn page(
     Ok(Arc::new(page::Page::new(&settings.page, client, sources)?))
 }
 
+/// What the controller of tenants' namespaces works with.
 pub(super) async fn tenancy_context(
     settings: &Serve,
     state: &Arc<tenancy::State>,
@@ -135,6 +137,7 @@ pub(super) async fn tenancy_context(
     })
 }
 
+/// What has models served, and takes MLflow's deliveries.
 pub(super) async fn serving_listener(settings: &Serve, registry: &mut Registry) -> anyhow::Result<serving::Listener> {
     let plan = settings.serving.plan(&settings.mlflow).context("the capability serving")?;
     let client = client(settings.in_cluster.context.clone()).await.context("the capability serving needs a cluster")?;

@@ -14,11 +14,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{certificates, client, handlers, parts};
+use super::{certificates, client, handlers, own_pod, parts};
 use crate::admission::Reviews;
 use crate::admission::service::refused;
 use crate::cli::{Capability, Serve};
-use crate::cluster::own_pod::OwnPod;
 use crate::server::probes::Readiness;
 use crate::server::{self, Limits, Port, Stage};
 use crate::{serving, tenancy};
@@ -167,7 +166,7 @@ async fn knowing(settings: &Serve, mut all_listed: watch::Receiver<bool>, launch
 /// The image that brings the launcher into tenants' pods, where the settings do not name it: ours.
 async fn own_image(context: Option<String>) -> Option<String> {
     let mend = "jobs beside a classic sidecar are left as they are; set --launcher-image, or --sidecar-lifecycle shell";
-    let Some(pod) = OwnPod::find(|name| std::env::var(name).ok()) else {
+    let Some(pod) = own_pod() else {
         warn!(mend, "the launcher's image is not known");
         return None;
     };
