@@ -149,7 +149,9 @@ pub(super) fn is_authority(text: &str) -> bool {
         let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         inner.is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
     };
-    (is_name(host) || is_address(host)) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    // Rust's numbers may have a sign, a URL's port may not.
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    (is_name(host) || is_address(host)) && port.is_none_or(is_port)
 }
 
 fn is_tag(text: &str) -> bool {
@@ -224,6 +226,7 @@ mod tests {
             "user:secret@ghcr.io/a",
             "ghcr.io:99999/a",
             "ghcr.io:/a/b",
+            "ghcr.io:+443/a",
             "evil.example?x=/a",
             "evil.example#/a",
             "a.b\r\nHost: c/d",
