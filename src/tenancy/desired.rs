@@ -326,6 +326,7 @@ mod tests {
             "--targets=ml-pipeline",
             "--targets=ml-pipeline.kubeflow:http",
             "--targets=ml-pipeline.kubeflow:0",
+            "--targets=ml-pipeline.kubeflow:+8888",
             "--targets=ml-pipeline.kubeflow.svc.cluster.local:8888",
             "--targets=*.kubeflow:8888",
             "--targets=",

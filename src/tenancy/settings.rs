@@ -71,7 +71,10 @@ fn target(text: &str) -> Result<String, String> {
         !label.is_empty() && label.chars().all(allowed)
     };
     let is_service = service.split_once('.').is_some_and(|(name, namespace)| is_label(name) && is_label(namespace));
-    if is_service && port.parse::<u16>().is_ok_and(|port| port > 0) {
+    let is_port = |port: &str| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|number| number > 0)
+    };
+    if is_service && is_port(port) {
         Ok(text.to_owned())
     } else {
         Err("expected SERVICE.NAMESPACE:PORT, such as ml-pipeline.kubeflow:8888; the cluster's domain is a setting of its own".to_owned())
