@@ -224,9 +224,7 @@ impl Outcome {
     /// # Errors
     /// None that plain values can cause; serde's signature allows for them.
     pub fn answer(&self, uid: &str) -> Result<Vec<u8>, serde_json::Error> {
-        let patch = if self.patch.is_empty() { None } else { Some(STANDARD.encode(self.patch.json()?)) };
-        // With the envelope, and a warning.
-        let mut answer = Vec::with_capacity(patch.as_ref().map_or(0, String::len) + 512);
+        let patch = if self.patch.is_empty() { None } else { Some(self.patch.json()?) };
         let written = Answer {
             api_version: API_VERSION,
             kind: KIND,
@@ -234,15 +232,26 @@ impl Outcome {
                 uid,
                 allowed: self.denied.is_none(),
                 status: self.denied.as_deref().map(|message| Status { code: 403, reason: "Forbidden", message }),
-                patch_type: patch.as_ref().map(|_| "JSONPatch"),
-                patch,
                 warnings: self.warnings.iter().map(|warning| shortened(warning)).collect(),
             },
         };
-        serde_json::to_writer(&mut answer, &written)?;
-        Ok(answer)
+        let mut answer = serde_json::to_string(&written)?;
+        if let Some(patch) = patch {
+            // The response's last members, put in behind serde_json, which would look at each character of the base64 for
+            // what has to be escaped.
+            answer.truncate(answer.len().saturating_sub(ENDS.len()));
+            answer.reserve(patch.len() / 3 * 4 + 64);
+            answer.push_str(r#","patchType":"JSONPatch","patch":""#);
+            STANDARD.encode_string(patch, &mut answer);
+            answer.push('"');
+            answer.push_str(ENDS);
+        }
+        Ok(answer.into_bytes())
     }
 }
+
+/// How an answer ends: the response, and the review.
+const ENDS: &str = "}}";
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -259,10 +268,6 @@ struct Response<'a> {
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch_type: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    patch: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<Cow<'a, str>>,
 }

@@ -2,6 +2,7 @@
 //! take all of it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -68,10 +69,15 @@ impl Share {
     /// Where there is not so much for this peer; what it has it keeps.
     pub(super) fn grow(&mut self, more: usize) -> Result<(), Full> {
         let mut held = self.pool.lock();
-        let of_peer = held.by_peer.get(&self.peer).copied().unwrap_or_default();
-        fits(self.pool.total, self.pool.per_peer, held.all, of_peer, more)?;
-        held.all += more;
-        *held.by_peer.entry(self.peer).or_default() += more;
+        let Held { all, by_peer } = &mut *held;
+        let of_peer = by_peer.entry(self.peer);
+        let has = match &of_peer {
+            Entry::Occupied(has) => *has.get(),
+            Entry::Vacant(_) => 0,
+        };
+        fits(self.pool.total, self.pool.per_peer, *all, has, more)?;
+        *all += more;
+        *of_peer.or_default() += more;
         self.amount += more;
         Ok(())
     }
@@ -84,10 +90,12 @@ impl Drop for Share {
         }
         let mut held = self.pool.lock();
         held.all = held.all.saturating_sub(self.amount);
-        if let Some(of_peer) = held.by_peer.get_mut(&self.peer) {
-            *of_peer = of_peer.saturating_sub(self.amount);
-            if *of_peer == 0 {
-                held.by_peer.remove(&self.peer);
+        if let Entry::Occupied(mut of_peer) = held.by_peer.entry(self.peer) {
+            let left = of_peer.get().saturating_sub(self.amount);
+            if left == 0 {
+                of_peer.remove();
+            } else {
+                of_peer.insert(left);
             }
         }
     }

@@ -167,15 +167,17 @@ fn set_environment(turn: &Turn<'_, '_>, outcome: &mut Outcome) {
     let place = format!("/spec/containers/{}/env", turn.index);
     let mut list_exists = turn.container.env.is_some();
     let variables = variables(turn);
+    // Looked up once, and not for each of ours again: a container may have thousands.
+    let there: Vec<(Node<'_>, Option<&str>)> =
+        items(turn.container.env).map(|item| (item, text(item, "name"))).collect();
     for (name, value) in &variables {
         let (name, value) = (*name, value.as_str());
-        let found = items(turn.container.env).enumerate().filter(|(_, item)| text(*item, "name") == Some(name)).last();
-        match found {
+        match there.iter().enumerate().rfind(|(_, (_, found))| *found == Some(name)) {
             None => {
                 outcome.patch.append(&place, list_exists, variable(name, value));
                 list_exists = true;
             }
-            Some((at, item)) if OF_THE_POD.contains(&name) && text(item, "value") != Some(value) => {
+            Some((at, (item, _))) if OF_THE_POD.contains(&name) && text(*item, "value") != Some(value) => {
                 outcome.patch.replace(format!("{place}/{at}"), variable(name, value));
             }
             Some(_) => {}
@@ -183,9 +185,10 @@ fn set_environment(turn: &Turn<'_, '_>, outcome: &mut Outcome) {
     }
     // What we have said when the pod had other containers, before another webhook came.
     let is_left = |name: &str| OF_THE_POD.contains(&name) && variables.iter().all(|(said, _)| *said != name);
-    let left = items(turn.container.env).enumerate().filter(|(_, item)| text(*item, "name").is_some_and(is_left));
-    for (at, _) in left.collect::<Vec<_>>().into_iter().rev() {
-        outcome.patch.remove(format!("{place}/{at}"));
+    for (at, (_, name)) in there.iter().enumerate().rev() {
+        if name.is_some_and(is_left) {
+            outcome.patch.remove(format!("{place}/{at}"));
+        }
     }
 }
 
