@@ -109,7 +109,7 @@ fn containers(object: &Value, settings: &Settings) -> anyhow::Result<(String, Ve
         }
         containers
     };
-    let workloads: Vec<WorkloadKind> = settings.workloads.iter().chain(WorkloadKind::known()).cloned().collect();
+    let workloads: Vec<WorkloadKind> = WorkloadKind::all(&settings.workloads).cloned().collect();
     match gate::subject(&request, &workloads, &settings.rule.gate_helpers) {
         Subject::Answered(outcome) => anyhow::bail!("{}: {}", text("/kind"), outcome.reason),
         Subject::Containers(containers) => Ok((name(), with_image(containers))),

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use crate::admission::{Configuration, manifests};
 use crate::cli::{Manifests, Mutate};
 use crate::cluster::kinds::WorkloadKind;
-use crate::{mutate, offline, yaml};
+use crate::{offline, yaml};
 
 /// What admission would make of the objects in files.
 pub(super) fn mutate(settings: &Mutate) -> anyhow::Result<String> {
@@ -52,7 +52,7 @@ pub(super) fn manifests(settings: &Manifests) -> anyhow::Result<String> {
         namespace: settings.namespace.clone(),
         kubeflow_namespace: settings.mutation.kubeflow_namespace.clone(),
     };
-    let workloads = workloads(&settings.mutation);
+    let workloads: Vec<WorkloadKind> = WorkloadKind::all(&settings.mutation.workloads).cloned().collect();
     let configuration = match settings.configuration {
         Configuration::Mutating => serde_json::to_value(manifests::mutating(&target, &workloads)),
         Configuration::Validating => serde_json::to_value(manifests::validating(&target, &workloads)),
@@ -62,9 +62,4 @@ pub(super) fn manifests(settings: &Manifests) -> anyhow::Result<String> {
         "# Rendered by `tenancy-fixer manifests` from the table in src/admission/endpoints.rs; not to be edited.\n{}",
         yaml::to_string(&configuration)?
     ))
-}
-
-/// The kinds of workloads that an installation knows, its own behind those that everybody has.
-fn workloads(settings: &mutate::Settings) -> Vec<WorkloadKind> {
-    WorkloadKind::known().iter().chain(&settings.workloads).cloned().collect()
 }

@@ -62,9 +62,7 @@ async fn gate(settings: &Serve, registry: &mut Registry) -> anyhow::Result<Gate>
         images::Metrics::register(registry),
     )?;
     let metrics = gate::Metrics::register(registry);
-    // An installation's own rows win.
-    let own = settings.in_cluster.mutation.workloads.iter();
-    let workloads = own.chain(WorkloadKind::known()).cloned().collect();
+    let workloads = WorkloadKind::all(&settings.in_cluster.mutation.workloads).cloned().collect();
     let gate = Gate::new(settings.gate.clone(), workloads, images, metrics);
     if settings.gate.gate == Mode::Off {
         return Ok(gate);

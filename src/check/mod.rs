@@ -43,8 +43,7 @@ pub enum Account {
 pub async fn look(client: &Client, settings: &Serve, account: &Account) -> anyhow::Result<Report> {
     let (minor, version) = cluster::minor(client).await.context("asking the API server for its version")?;
     let in_cluster = &settings.in_cluster;
-    let workloads: Vec<WorkloadKind> =
-        WorkloadKind::known().iter().chain(&in_cluster.mutation.workloads).cloned().collect();
+    let workloads: Vec<WorkloadKind> = WorkloadKind::all(&in_cluster.mutation.workloads).cloned().collect();
     let tells_tenants = settings.has(Capability::Tenancy);
     let header = tells_tenants && in_cluster.mutation.identity == Identity::Header;
     let wants = cluster::Wants { header, serving: settings.has(Capability::Serving), workloads: &workloads };

@@ -43,6 +43,11 @@ impl TemplatePath {
 }
 
 impl WorkloadKind {
+    /// All kinds of an installation: its own before those that everybody has, since of the same kind the first one counts.
+    pub fn all(own: &[Self]) -> impl Iterator<Item = &Self> {
+        own.iter().chain(Self::known())
+    }
+
     /// The kinds that come with us.
     #[must_use]
     pub fn known() -> &'static [Self] {

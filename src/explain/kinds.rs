@@ -32,7 +32,7 @@ impl Kind {
             kind(kubeflow, &["v1beta1", "v1alpha3"], names::EXPERIMENT, "experiments"),
             kind(kubeflow, &["v1", "v1beta1"], names::NOTEBOOK, "notebooks"),
         ];
-        all.extend(WorkloadKind::known().iter().chain(own).map(|workload| Self {
+        all.extend(WorkloadKind::all(own).map(|workload| Self {
             group: workload.group.clone(),
             versions: workload.versions.clone(),
             name: workload.kind.clone(),

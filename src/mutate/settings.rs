@@ -133,9 +133,9 @@ impl Settings {
         self.sidecar_lifecycle == Lifecycle::Launcher && self.launcher_image.is_none()
     }
 
-    /// The row of the workload table for a group and kind; an installation's own rows win.
+    /// The row of the workload table for a group and kind.
     pub(super) fn workload(&self, group: &str, kind: &str) -> Option<&WorkloadKind> {
-        self.workloads.iter().chain(WorkloadKind::known()).find(|workload| workload.is(group, kind))
+        WorkloadKind::all(&self.workloads).find(|workload| workload.is(group, kind))
     }
 
     /// Whether a kind's pod templates are in a runtime that it refers to.
