@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use diffy::Line;
 use serde_json::{Value, json};
-use similar::{ChangeTag, TextDiff};
 
 use crate::admission::json::Document;
 use crate::admission::patch::Patch;
@@ -197,15 +197,15 @@ fn diff(review: &Reviewed, colour: bool) -> anyhow::Result<String> {
     let (before, after) = (yaml::to_string(&review.manifest.object)?, yaml::to_string(&review.after)?);
     let name = review.name();
     let mut text = format!("--- {name}\n+++ {name} (admitted)\n");
-    for hunk in TextDiff::from_lines(&before, &after).unified_diff().context_radius(3).iter_hunks() {
-        let _ = writeln!(text, "{}", hunk.header());
-        for change in hunk.iter_changes() {
-            let (sign, code) = match change.tag() {
-                ChangeTag::Equal => (' ', ""),
-                ChangeTag::Delete => ('-', "\u{1b}[31m"),
-                ChangeTag::Insert => ('+', "\u{1b}[32m"),
+    for hunk in diffy::create_patch(&before, &after).hunks() {
+        let _ = writeln!(text, "@@ -{} +{} @@", hunk.old_range(), hunk.new_range());
+        for line in hunk.lines() {
+            let (sign, code, line) = match line {
+                Line::Context(line) => (' ', "", line),
+                Line::Delete(line) => ('-', "\u{1b}[31m", line),
+                Line::Insert(line) => ('+', "\u{1b}[32m", line),
             };
-            let line = change.value().trim_end_matches('\n');
+            let line = line.trim_end_matches('\n');
             let _ = if colour && !code.is_empty() {
                 writeln!(text, "{code}{sign}{line}\u{1b}[0m")
             } else {

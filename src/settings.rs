@@ -104,8 +104,9 @@ fn is_setting(argument: &Arg, key: &str) -> bool {
 }
 
 fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
-    let distance = |name: &str| similar::TextDiff::from_chars(key, name).ratio();
-    let best = known.iter().map(|name| (*name, distance(name))).max_by(|one, other| one.1.total_cmp(&other.1))?;
+    // As clap has it for its own suggestions.
+    let best =
+        known.iter().map(|name| (*name, strsim::jaro(key, name))).max_by(|one, other| one.1.total_cmp(&other.1))?;
     (best.1 > 0.7).then_some(best.0)
 }
 
