@@ -202,7 +202,7 @@ fn hold(file: &str, want: &str) {
     assert!(
         found == want,
         "{file} is not what the code has: run `make configuration`\n{}",
-        similar::TextDiff::from_lines(&*found, want).unified_diff()
+        diffy::create_patch(&found, want)
     );
 }
 

@@ -152,8 +152,5 @@ fn golden(file: &Path, found: Option<String>, equal: impl Fn(&str, &str) -> bool
     }
     let (found, expected) = (found.unwrap_or_default(), expected.unwrap_or_default());
     let name = file.strip_prefix(support::root()).unwrap().display();
-    Err(format!(
-        "{name}: (EXPECT=overwrite writes it)\n{}",
-        similar::TextDiff::from_lines(&expected, &found).unified_diff().header("expected", "found")
-    ))
+    Err(format!("{name}: (EXPECT=overwrite writes it)\n{}", diffy::create_patch(&expected, &found)))
 }

@@ -101,7 +101,7 @@ fn check(strategy: Strategy, rendered: &Rendered) {
         let found = sorted(pod.clone());
         let difference = || {
             let (expected, found) = (format!("{expected:#}"), format!("{found:#}"));
-            similar::TextDiff::from_lines(&expected, &found).unified_diff().to_string()
+            diffy::create_patch(&expected, &found).to_string()
         };
         assert!(found == expected, "{names:?}, {strategy:?}, {rendered:?}:\n{}", difference());
         let before = pod.clone();
