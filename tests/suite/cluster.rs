@@ -79,7 +79,7 @@ impl Scene {
         let (with, without) = (yaml::to_string(&with).unwrap(), yaml::to_string(&without).unwrap());
         let patch = diffy::DiffOptions::new().set_context_len(100).create_patch(&without, &with).to_string();
         // The two names of files before it are nobody's.
-        patch.lines().skip(2).map(|line| format!("{line}\n")).collect()
+        patch.splitn(3, '\n').nth(2).unwrap_or_default().to_owned()
     }
 }
 
