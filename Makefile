@@ -73,7 +73,7 @@ fuzz: ## Look for bytes that break what is promised of any bytes, FUZZ_SECONDS (
 	fuzz/run $${FUZZ_SECONDS:-600}
 
 .PHONY: bench
-bench: ## Measure what reviews, the launcher and a thousand tenants cost, into RESULTS (target/bench) as well; ten minutes
+bench: ## Measure what reviews, the launcher and a thousand tenants cost, into RESULTS (target/bench) as well; eight minutes
 	tests/setup bench
 	mkdir -p $(RESULTS)
 	cargo bench --locked --bench decide -- --json $(RESULTS)/decide.json
