@@ -28,6 +28,7 @@
 //! | [`looked`] | how commands that look once run, print and end |
 //! | [`launch`] | what the launcher in a tenant's pod is told; the binary is `src/bin/launcher` |
 //! | [`page`] | what a person sees who looks at a running server, and who may |
+//! | [`ports`] | numbers of ports in names and settings |
 //! | [`recent`] | the last so many of something |
 //! | [`share`] | how something of which there is only so much is shared |
 //! | [`telemetry`] | logs, and the last words of a process |
@@ -56,6 +57,7 @@ pub mod mlflow;
 pub mod mutate;
 pub mod offline;
 pub mod page;
+pub mod ports;
 pub mod projects;
 pub mod recent;
 pub mod reviewer;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Digest;
+use crate::ports;
 
 /// Registry of names that have none.
 const DEFAULT_REGISTRY: &str = "docker.io";
@@ -149,9 +150,7 @@ pub(super) fn is_authority(text: &str) -> bool {
         let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         inner.is_some_and(|inner| inner.parse::<std::net::Ipv6Addr>().is_ok())
     };
-    // Rust's numbers may have a sign, a URL's port may not.
-    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
-    (is_name(host) || is_address(host)) && port.is_none_or(is_port)
+    (is_name(host) || is_address(host)) && port.is_none_or(|text| ports::port(text).is_some())
 }
 
 fn is_tag(text: &str) -> bool {

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::cluster::names;
+use crate::ports;
 
 /// Settings of the tenancy capability.
 #[derive(Args, Clone, Debug)]
@@ -71,10 +72,7 @@ fn target(text: &str) -> Result<String, String> {
         !label.is_empty() && label.chars().all(allowed)
     };
     let is_service = service.split_once('.').is_some_and(|(name, namespace)| is_label(name) && is_label(namespace));
-    let is_port = |port: &str| {
-        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|number| number > 0)
-    };
-    if is_service && is_port(port) {
+    if is_service && ports::port(port).is_some_and(|port| port > 0) {
         Ok(text.to_owned())
     } else {
         Err("expected SERVICE.NAMESPACE:PORT, such as ml-pipeline.kubeflow:8888; the cluster's domain is a setting of its own".to_owned())
