@@ -107,10 +107,6 @@ struct Escaped<'o, 'w>(&'o mut Writer<'w>);
 impl fmt::Write for Escaped<'_, '_> {
     fn write_str(&mut self, mut text: &str) -> fmt::Result {
         let is_special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-        // Nearly all texts are plain. Without an end before the last byte, many bytes are looked at together.
-        if !text.bytes().fold(false, |found, byte| found | is_special(byte)) {
-            return self.0.write_str(text);
-        }
         while let Some(at) = text.bytes().position(is_special) {
             // Special bytes are characters of their own.
             let (plain, rest) = text.split_at(at);
