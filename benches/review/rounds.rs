@@ -22,7 +22,7 @@ const LARGE: usize = 256 * 1024;
 const STARTS: usize = 10;
 /// Turns of which a round of latencies is the middle: a machine that stands still for some milliseconds, as a virtual one does several
 /// times a second, has all of a turn's slowest requests, and says nothing of a server.
-const PARTS: usize = 9;
+const TURNS: usize = 9;
 
 pub(crate) fn run(rounds: usize, length: u64) -> anyhow::Result<Vec<Row>> {
     ensure!(rounds > 0, "no rounds");
@@ -183,16 +183,14 @@ async fn latency(
 ) -> anyhow::Result<Row> {
     let request = client::request(body);
     let fair = fair(servers, body).await?;
-    let measured = alternating(&fair, rounds * PARTS, async |server| {
+    let mut measured = alternating(&fair, rounds * TURNS, async |server| {
         let mut times = client::fixed(&server.target, &request, 16, rate, length / 3).await?;
         Ok(quantile(&mut times, 99).context("nothing was answered")? * 1e6)
     })
     .await?;
-    let middles = |values: &[f64]| -> Vec<f64> {
-        let parts = values.chunks(PARTS).filter_map(|parts| Spread::of(parts.iter().copied()));
-        parts.map(|spread| spread.median).collect()
-    };
-    let measured: Vec<_> = measured.iter().map(|(who, values)| (*who, middles(values))).collect();
+    for (_, values) in &mut measured {
+        *values = values.chunks_mut(TURNS).filter_map(|turns| quantile(turns, 50)).collect();
+    }
     Ok(Row::compared(&format!("p99 at {rate:.0} reviews a second, 16 connections"), "µs", &measured))
 }
 

@@ -224,7 +224,6 @@ impl Outcome {
     /// # Errors
     /// None that plain values can cause; serde's signature allows for them.
     pub fn answer(&self, uid: &str) -> Result<Vec<u8>, serde_json::Error> {
-        let patch = if self.patch.is_empty() { None } else { Some(self.patch.json()?) };
         let written = Answer {
             api_version: API_VERSION,
             kind: KIND,
@@ -236,7 +235,8 @@ impl Outcome {
             },
         };
         let mut answer = serde_json::to_string(&written)?;
-        if let Some(patch) = patch {
+        if !self.patch.is_empty() {
+            let patch = self.patch.json()?;
             // The response's last members, put in behind serde_json, which would look at each character of the base64 for
             // what has to be escaped.
             answer.truncate(answer.len().saturating_sub(ENDS.len()));

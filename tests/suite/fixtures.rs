@@ -152,5 +152,7 @@ fn golden(file: &Path, found: Option<String>, equal: impl Fn(&str, &str) -> bool
     }
     let (found, expected) = (found.unwrap_or_default(), expected.unwrap_or_default());
     let name = file.strip_prefix(support::root()).unwrap().display();
-    Err(format!("{name}: (EXPECT=overwrite writes it)\n{}", diffy::create_patch(&expected, &found)))
+    let mut difference = diffy::DiffOptions::new();
+    difference.set_original_filename("expected").set_modified_filename("found");
+    Err(format!("{name}: (EXPECT=overwrite writes it)\n{}", difference.create_patch(&expected, &found)))
 }
